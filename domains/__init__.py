@@ -1,0 +1,1 @@
+"""Structured concurrency across CPU cores."""

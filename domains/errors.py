@@ -1,0 +1,133 @@
+"""Every error that domains itself raises, in one tree.
+
+This file is the one piece below all three rooms: it imports nothing of ours, and every room may import it.
+Messages say what happened, to which domain, fiber or job by name, and what to do next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+__all__ = [
+    "AlreadyResolved",
+    "Cancelled",
+    "Closed",
+    "ConnectionLost",
+    "Deadlock",
+    "DomainDied",
+    "DomainUnavailable",
+    "DomainsError",
+    "NotPicklable",
+    "Poisoned",
+]
+
+
+class Cancelled(asyncio.CancelledError):
+    """The fiber's cancellation context was cancelled; let it pass, after cleaning up.
+
+    Outside the `DomainsError` tree, so that `except Exception` never swallows it. `reason` is the exception
+    that began the cancellation, or None where nothing more is known.
+    """
+
+    def __init__(self, reason: BaseException | None = None) -> None:
+        super().__init__() if reason is None else super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        if self.reason is None:
+            return "cancelled"
+        text = str(self.reason)
+        name = type(self.reason).__name__
+        return f"cancelled because of {name}: {text}" if text else f"cancelled because of {name}"
+
+
+class DomainsError(Exception):
+    """The root of all errors of this package but `Cancelled`."""
+
+
+class Deadlock(DomainsError):
+    """Nothing can ever run again; the message names each stuck fiber and what it waits for."""
+
+
+class AlreadyResolved(DomainsError):
+    """A promise was resolved a second time; use `try_resolve` where a race is expected."""
+
+
+class Poisoned(DomainsError):
+    """A mutex's critical section failed, so what it protects may be broken; `__cause__` is that failure."""
+
+
+class Closed(DomainsError):
+    """The stream, pool or link was closed before the operation could be done."""
+
+
+class ConnectionLost(DomainsError):
+    """The peer process of a link is gone, or sent something that is not a frame of ours."""
+
+
+class DomainUnavailable(DomainsError):
+    """A domain could not be started, or cannot be reached."""
+
+
+class DomainDied(DomainsError):
+    """A domain ended while something still depended on it.
+
+    `domain` is its name, `exitcode` its exit status or None, `signal` the number of the signal that killed it
+    or None, `fatal_traceback` what the interpreter wrote about the crash, where there is anything.
+    """
+
+    def __init__(
+        self,
+        domain: str,
+        exitcode: int | None = None,
+        signal: int | None = None,
+        fatal_traceback: str | None = None,
+        what: str | None = None,
+    ) -> None:
+        super().__init__(domain, exitcode, signal, fatal_traceback, what)
+        self.domain = domain
+        self.exitcode = exitcode
+        self.signal = signal
+        self.fatal_traceback = fatal_traceback
+        self.what = what
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            how = f"was killed by signal {self.signal}{_signal_name(self.signal)}"
+        elif self.exitcode is not None:
+            how = f"exited with status {self.exitcode}"
+        else:
+            how = "is gone"
+        text = f"domain {self.domain!r} {how}"
+        if self.what:
+            text += f" {self.what}"
+        if self.fatal_traceback:
+            text += f"\n{self.fatal_traceback}"
+        return text
+
+
+class NotPicklable(DomainsError, TypeError):
+    """Something could not be sent to, or back from, another domain.
+
+    `what` names the thing and the path inside it that cannot be pickled, `why` is the pickler's complaint,
+    `hint` says what to do instead.
+    """
+
+    def __init__(self, what: str, why: str, hint: str = "") -> None:
+        super().__init__(what, why, hint)
+        self.what = what
+        self.why = why
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.what} cannot be pickled: {self.why}"
+        return f"{text}\n{self.hint}" if self.hint else text
+
+
+def _signal_name(number: int) -> str:
+    import signal  # only needed for the message
+
+    try:
+        return f" ({signal.Signals(number).name})"
+    except ValueError:
+        return ""
