@@ -1,0 +1,280 @@
+"""Fibers and the tree of cancellation contexts that they live in.
+
+A fiber is one asyncio task: one of ours (`FiberTask`), or any other task that calls an operation of ours, which then
+is the only fiber of a context of its own. Each fiber has one innermost context. Cancelling a context marks the whole
+subtree under it at once, except what is protected, and tells its fibers:
+
+- one that waits in an operation of ours is withdrawn from it at once, in the order in which they began to wait;
+- any other learns by the next operation of ours that it begins; if instead it comes to wait in foreign asyncio code,
+  that is interrupted by `task.cancel()`, once for each cancellation. Such cancels are counted and taken back
+  (`task.uncancel()`) when the fiber leaves for a context that is not cancelled, so that asyncio's own timeouts and
+  task groups keep their accounts.
+
+Everything here belongs to the loop's thread, and nothing waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from asyncio import CancelledError
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from domains.errors import Cancelled
+
+if TYPE_CHECKING:
+    from domains.scheduler.suspend import Suspension
+
+__all__ = [
+    "Cancellation",
+    "Context",
+    "Fiber",
+    "FiberTask",
+    "check",
+    "current_fiber",
+    "is_cancelled",
+    "root_contexts",
+]
+
+
+class Cancellation:
+    """One act of cancelling, shared by all contexts that it reached; `reason` is the exception that began it."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: BaseException | None) -> None:
+        self.reason = reason
+
+    def tell(self, fiber: Fiber) -> Cancelled:
+        """The exception to raise in this fiber, which from now on knows."""
+        fiber.told = self
+        return Cancelled(self.reason)
+
+
+class Fiber:
+    """What the scheduler knows about one task."""
+
+    __slots__ = ()
+
+    context: Context
+    """The innermost cancellation context."""
+    suspension: Suspension[Any] | None
+    """The operation of ours that it waits in, until it runs again."""
+    told: Cancellation | None
+    """The last cancellation that it has heard of."""
+    delivered: int
+    """How many `task.cancel()` of ours stand to be taken back."""
+
+    def task(self) -> asyncio.Task[Any]:
+        """The asyncio task that runs it."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        return self.task().get_name()
+
+    def enter(self, context: Context) -> None:
+        """Move to a context directly below."""
+        assert context.parent is self.context
+        del self.context.fibers[self]
+        self.context = context
+        context.fibers[self] = None
+
+    def leave(self, context: Context) -> None:
+        """Move from a context, which ends here, back to its parent."""
+        parent = context.parent
+        assert parent is not None
+        del context.fibers[self]
+        parent.children.pop(context, None)
+        self.context = parent
+        parent.fibers[self] = None
+        if parent.cancellation is None:
+            if self.delivered:
+                self.take_back_delivered()
+        elif parent.cancellation is not self.told:
+            asyncio.get_running_loop().call_soon(_tell_in_foreign_code, self, True)
+
+    def take_back_delivered(self) -> None:
+        """Nothing here is cancelled any more: settle the account of asyncio's cancellation requests."""
+        task = self.task()
+        while self.delivered:
+            self.delivered -= 1
+            task.uncancel()
+
+    def tell_soon(self) -> None:
+        """Its context was cancelled while it was protected against hearing of it: arrange that it hears."""
+        if self.context.cancellation is not None and self.context.cancellation is not self.told:
+            asyncio.get_running_loop().call_soon(_tell_in_foreign_code, self, True)
+
+
+class FiberTask(asyncio.Task[Any], Fiber):
+    """A fiber that a switch has forked."""
+
+    __slots__ = ("context", "delivered", "early_cancel", "suspension", "told")
+
+    context: Context
+    early_cancel: CancelledError | bool | None
+    """True until the fiber runs; then None. A foreign cancel that comes before is kept here, to be raised there."""
+
+    def task(self) -> asyncio.Task[Any]:
+        return self
+
+    def cancel(self, msg: Any = None) -> bool:
+        """As asyncio's, but a task that has not begun still begins, so that its switch hears how it ended."""
+        if self.early_cancel is None:
+            return super().cancel(msg)
+        if self.early_cancel is True:
+            self.early_cancel = CancelledError() if msg is None else CancelledError(msg)
+        return True
+
+
+class _ForeignFiber(Fiber):
+    """A task that is not ours, while it lives: the root of a small tree of its own."""
+
+    __slots__ = ("__weakref__", "_task", "context", "delivered", "suspension", "told")
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._task = weakref.ref(task)
+        self.suspension = None
+        self.told = None
+        self.delivered = 0
+        self.context = Context(None, f"task {task.get_name()!r}")
+        self.context.fibers[self] = None
+
+    def task(self) -> asyncio.Task[Any]:
+        task = self._task()
+        assert task is not None, "a fiber is used only while its task lives"
+        return task
+
+
+class Context:
+    """A node of the tree. Open while `cancellation` is None, then cancelled, for good.
+
+    `parent` is None at a root. A `protected` context is not reached by what cancels its parent. `label` says in
+    dumps what it belongs to; `owner` is the switch, where it is a switch's.
+    """
+
+    __slots__ = ("__weakref__", "cancellation", "children", "fibers", "label", "owner", "parent", "protected")
+
+    def __init__(
+        self, parent: Context | None, label: str, *, protected: bool = False, owner: Any = None
+    ) -> None:
+        self.parent = parent
+        self.label = label
+        self.protected = protected
+        self.owner = owner
+        self.children: dict[Context, None] = {}
+        self.fibers: dict[Fiber, None] = {}
+        self.cancellation: Cancellation | None = None
+        if parent is None:
+            _roots.add(self)
+        else:
+            parent.children[self] = None
+            if not protected:
+                self.cancellation = parent.cancellation
+
+    def cancel(self, reason: BaseException | None) -> Cancellation | None:
+        """Cancel everything in here; returns what that did, or None where it was cancelled already."""
+        if self.cancellation is not None:
+            return None
+        cancellation = Cancellation(reason)
+        waiting: list[Suspension[Any]] = []
+        elsewhere: list[Fiber] = []
+        contexts = [self]
+        while contexts:
+            context = contexts.pop()
+            context.cancellation = cancellation
+            for fiber in context.fibers:
+                suspension = fiber.suspension
+                if suspension is not None and suspension.is_cancellable:
+                    waiting.append(suspension)
+                else:
+                    elsewhere.append(fiber)
+            contexts += [
+                child for child in context.children if child.cancellation is None and not child.protected
+            ]
+        if len(waiting) > 1:
+            waiting.sort(key=_since)
+        for suspension in waiting:
+            suspension.cancel(cancellation)
+        if elsewhere:
+            call_soon = asyncio.get_running_loop().call_soon
+            for fiber in elsewhere:
+                call_soon(_tell_in_foreign_code, fiber, True)
+        return cancellation
+
+
+def _since(suspension: Suspension[Any]) -> int:
+    return suspension.since
+
+
+def _tell_in_foreign_code(fiber: Fiber, patient: bool) -> None:
+    """Interrupt a fiber that waits in foreign code, if its context is still cancelled and it has not heard yet."""
+    cancellation = fiber.context.cancellation
+    if cancellation is None or cancellation is fiber.told:
+        return
+    task = fiber.task()
+    if task.done():
+        return
+    if fiber.suspension is not None:
+        # What it waited for is done, and it is about to run with the result; or its wait is protected, and
+        # the end of that calls here again.
+        if not fiber.suspension.is_protected:
+            asyncio.get_running_loop().call_soon(_tell_in_foreign_code, fiber, patient)
+        return
+    if patient and cast(Any, task)._fut_waiter is None:
+        # It is in the run queue. Let it run first: the operation that it has completed is not undone.
+        asyncio.get_running_loop().call_soon(_tell_in_foreign_code, fiber, False)
+        return
+    fiber.told = cancellation
+    fiber.delivered += 1
+    task.cancel()
+
+
+_roots: weakref.WeakSet[Context] = weakref.WeakSet()
+_foreign: weakref.WeakKeyDictionary[asyncio.Task[Any], _ForeignFiber] = weakref.WeakKeyDictionary()
+
+
+def root_contexts() -> list[Context]:
+    """The roots of all trees of this process."""
+    return list(_roots)
+
+
+def _find_current_task() -> Callable[[], asyncio.Task[Any] | None]:
+    """asyncio.current_task, or where that is Python code (before 3.12) what it does, in fewer steps."""
+    running: Any = getattr(asyncio.tasks, "_current_tasks", None)
+    if hasattr(asyncio.current_task, "__code__") and type(running) is dict:
+        get = running.get
+        running_loop = asyncio._get_running_loop
+        return lambda: get(running_loop())
+    return asyncio.current_task
+
+
+_current_task = _find_current_task()
+
+
+def current_fiber() -> Fiber:
+    """The fiber that runs now. Raises RuntimeError outside of any task."""
+    task = _current_task()
+    if type(task) is FiberTask:
+        return task
+    if task is None:
+        raise RuntimeError("this must be called in a fiber, or in an asyncio task: nothing can wait here")
+    fiber = _foreign.get(task)
+    if fiber is None:
+        fiber = _foreign[task] = _ForeignFiber(task)
+    return fiber
+
+
+def check() -> None:
+    """Raise Cancelled if this fiber's context is cancelled."""
+    fiber = current_fiber()
+    cancellation = fiber.context.cancellation
+    if cancellation is not None:
+        raise cancellation.tell(fiber)
+
+
+def is_cancelled() -> bool:
+    """Whether `check` would raise."""
+    return current_fiber().context.cancellation is not None

@@ -1,0 +1,153 @@
+"""Runs a program on an event loop of its own: a root fiber in a root switch, signals, and an end without remains.
+
+The first Ctrl-C (SIGINT) cancels the root switch, and everything unwinds; when that is done KeyboardInterrupt is
+raised. A second one raises KeyboardInterrupt wherever the program is. SIGTERM does the same with SystemExit(143).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TypeVar, cast
+
+from domains.scheduler.context import Context, FiberTask
+from domains.scheduler.dump import dump_to_stderr
+from domains.scheduler.switch import Switch
+
+__all__ = ["new_event_loop", "run"]
+
+T = TypeVar("T")
+
+_TERMINATED = 128 + signal.SIGTERM
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's loop where it is installed, else asyncio's own."""
+    try:
+        uvloop: Any = importlib.import_module("uvloop")
+    except ImportError:
+        return asyncio.new_event_loop()
+    return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
+
+
+def run(
+    main: Callable[[], Awaitable[T]],
+    *,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = new_event_loop,
+    handle_signals: bool = True,
+    dump_on_signal: int | None = None,
+) -> T:
+    """Run `await main()` in a root fiber, and return its result.
+
+    When it is over, whatever tasks are left are cancelled, async generators and the thread pool are shut down, and the
+    loop is closed. Signals are handled in the main thread only, and handlers that a program has set itself are left
+    alone. `dump_on_signal`, such as `signal.SIGUSR1`, writes `fiber.dump()` to the standard error stream. Raises
+    RuntimeError inside a running event loop.
+    """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "an event loop runs in this thread already: await the function instead of running it"
+        )
+    root = Switch("main")
+    loop = loop_factory()
+    try:
+        asyncio.set_event_loop(loop)
+        task = _root_task(loop, root, main)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        with _signals(loop, root, handle_signals and in_main_thread, dump_on_signal) as interruption:
+            try:
+                loop.run_until_complete(task)
+            except asyncio.CancelledError as cancelled:
+                if interruption:
+                    raise interruption[0] from cancelled
+                raise
+            return task.result()
+    finally:
+        try:
+            _cancel_remaining_tasks(loop)
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+
+
+def _root_task(
+    loop: asyncio.AbstractEventLoop, root: Switch, main: Callable[[], Awaitable[T]]
+) -> asyncio.Task[T]:
+    outcome: list[T] = []
+
+    async def body() -> T:
+        async with root:
+            outcome.append(await main())
+        if not outcome:
+            raise asyncio.CancelledError
+        return outcome[0]
+
+    fiber = FiberTask(body(), loop=loop, name="main")
+    fiber.context = Context(None, "root")
+    fiber.suspension = None
+    fiber.told = None
+    fiber.delivered = 0
+    fiber.early_cancel = None
+    fiber.context.fibers[fiber] = None
+    return fiber
+
+
+@contextmanager
+def _signals(
+    loop: asyncio.AbstractEventLoop, root: Switch, handle: bool, dump_on_signal: int | None
+) -> Iterator[list[BaseException]]:
+    """Handlers for the time of the run; yields a list that holds the interruption once there was one."""
+    interruption: list[BaseException] = []
+
+    def interrupt(error: BaseException) -> None:
+        if interruption:
+            raise error
+        interruption.append(error)
+        loop.call_soon_threadsafe(root.interrupt, error)
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        interrupt(KeyboardInterrupt())
+
+    def on_terminate(number: int, frame: FrameType | None) -> None:
+        interrupt(SystemExit(_TERMINATED))
+
+    handlers: dict[int, Any] = {}
+    if handle:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            handlers[signal.SIGINT] = on_interrupt
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            handlers[signal.SIGTERM] = on_terminate
+        if dump_on_signal is not None:
+            handlers[dump_on_signal] = dump_to_stderr
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield interruption
+    finally:
+        for number, handler in previous.items():
+            if signal.getsignal(number) is handlers[number]:
+                signal.signal(number, handler)
+
+
+def _cancel_remaining_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    if not tasks:
+        return
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    for task in tasks:
+        if not task.cancelled() and task.exception() is not None:
+            loop.call_exception_handler(
+                {
+                    "message": "a task failed while it was cancelled at the end of the run",
+                    "exception": task.exception(),
+                    "task": task,
+                }
+            )

@@ -1,0 +1,141 @@
+"""`fork_seq`: a fiber that produces items one by one, only as far as somebody takes them.
+
+States of the talk between the two: New -> Wanted (an item was asked for, the producer runs) -> Idle (it came, the
+producer waits in `yield_`) -> Wanted ..., until Ended, when the producer is over. A consumer that is cancelled leaves the
+state alone: the item that it asked for is there for the next one.
+"""
+
+from __future__ import annotations
+
+import enum
+from asyncio import CancelledError
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from domains.scheduler.cancel import CancelScope
+from domains.scheduler.context import check
+from domains.scheduler.suspend import Suspension, suspend
+
+from domains.errors import Cancelled
+
+if TYPE_CHECKING:
+    from domains.scheduler.switch import Switch
+
+T = TypeVar("T")
+
+
+class _State(enum.Enum):
+    NEW = "new"
+    IDLE = "idle"
+    WANTED = "wanted"
+    ENDED = "ended"
+
+
+class _Talk(Generic[T]):
+    """What producer and consumer share; the producer does not hold the iterator, so that it can be dropped."""
+
+    def __init__(self, f: Callable[[Callable[[T], Awaitable[None]]], Awaitable[object]]) -> None:
+        self.f = f
+        self.state = _State.NEW
+        self.scope = CancelScope()
+        self.last_word: BaseException = Cancelled()  # what the consumer gets at the end
+        self.left_over: list[T] = []  # an item whose consumer was cancelled just before it came
+        self.consumer: Suspension[T] | None = None
+        self.producer: Suspension[None] | None = None
+
+    async def produce(self) -> None:
+        try:
+            with self.scope:
+                await self.f(self.yield_)
+        except CancelledError as cancelled:
+            self.last_word = cancelled
+            raise
+        except BaseException as failure:
+            self.last_word = failure  # for the consumer, not for the switch
+        else:
+            self.last_word = StopAsyncIteration()
+
+    def ended(self) -> None:
+        """The producer's fiber is over, or never began."""
+        self.state = _State.ENDED
+        consumer, self.consumer = self.consumer, None
+        if consumer is not None and consumer.throw(_out_of_a_generator(self.last_word)):
+            self.last_word = StopAsyncIteration()
+
+    async def yield_(self, item: T) -> None:
+        if self.state is not _State.WANTED:
+            raise RuntimeError("yield_ was called by two at once: only one may produce an item at a time")
+        self.state = _State.IDLE
+        consumer, self.consumer = self.consumer, None
+        if consumer is None or not consumer.resume(item):
+            self.left_over.append(item)
+        await suspend(self._wait, "Sequence.yield", self)
+
+    def _wait(self, suspension: Suspension[None]) -> Callable[[Any], None]:
+        self.producer = suspension
+        return self._producer_left
+
+    def _producer_left(self, _: Any) -> None:
+        self.producer = None
+
+    def want(self, suspension: Suspension[T]) -> Callable[[Any], None]:
+        self.consumer = suspension
+        if self.state is _State.IDLE:
+            self.state = _State.WANTED
+            producer, self.producer = self.producer, None
+            if producer is not None:
+                producer.resume(None)
+        return self._consumer_left
+
+    def _consumer_left(self, _: Any) -> None:
+        self.consumer = None
+
+
+class Sequence(Generic[T]):
+    """The consumer's side: an async iterator."""
+
+    def __init__(
+        self, switch: Switch, f: Callable[[Callable[[T], Awaitable[None]]], Awaitable[object]]
+    ) -> None:
+        self._switch = switch
+        self._talk = _Talk(f)
+
+    def __aiter__(self) -> Sequence[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        check()
+        talk = self._talk
+        if talk.consumer is not None:
+            raise RuntimeError(
+                "two fibers take from one sequence at once: put a lock, or a Stream, between them"
+            )
+        if talk.left_over:
+            return talk.left_over.pop()
+        if talk.state is _State.ENDED:
+            last_word, talk.last_word = talk.last_word, StopAsyncIteration()
+            raise last_word
+        if talk.state is _State.NEW:
+            self._switch._fork_sequence(talk.produce, getattr(talk.f, "__name__", "sequence"), talk.ended)
+            talk.state = _State.WANTED
+        try:
+            return await suspend(talk.want, "Sequence.next", self)
+        except _Ended:
+            raise StopAsyncIteration from None
+
+    async def aclose(self) -> None:
+        """Cancel the producer, if it has not ended."""
+        self._talk.scope.cancel()
+
+    def __del__(self) -> None:
+        talk = self._talk
+        if talk.state is _State.IDLE or talk.state is _State.WANTED:
+            talk.scope.cancel()
+
+
+class _Ended(Exception):
+    """Stands for StopAsyncIteration where that cannot be thrown."""
+
+
+def _out_of_a_generator(error: BaseException) -> BaseException:
+    return _Ended() if isinstance(error, (StopAsyncIteration, StopIteration)) else error

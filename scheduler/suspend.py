@@ -1,0 +1,141 @@
+"""The one primitive under all others: a fiber waits, and either its wait is completed or it is cancelled.
+
+A `Suspension` is one wait of one fiber. States: Waiting -> Completed | Cancelled. Both compete for one transition and
+the first wins: a wait that was completed returns its result even if it is cancelled before the fiber runs again, and
+one that was cancelled has been withdrawn before anything else runs. The states are those of an asyncio future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from asyncio import CancelledError
+from collections.abc import Callable, Generator
+from time import monotonic_ns
+from typing import Any, Generic, TypeVar, cast
+
+from domains.scheduler.context import Cancellation, Fiber, current_fiber
+
+__all__ = ["Suspension", "suspend"]
+
+T = TypeVar("T")
+
+_running_loop = asyncio._get_running_loop
+
+
+class Suspension(Generic[T]):
+    """One wait. `operation` and `target` say what for, `since` when it began, in ns of the monotonic clock."""
+
+    __slots__ = ("_future", "_withdraw", "fiber", "is_protected", "operation", "since", "target")
+
+    def __init__(
+        self, fiber: Fiber, future: asyncio.Future[T], operation: str, target: object, is_protected: bool
+    ) -> None:
+        self.fiber = fiber
+        self.operation = operation
+        self.target = target
+        self.is_protected = is_protected
+        self.since = monotonic_ns()
+        self._future = future
+        self._withdraw: Callable[[Suspension[T]], object] | None = None
+
+    def resume(self, value: T) -> bool:
+        """Complete the wait with a value. True if this did it; False if it was completed or cancelled before.
+
+        May be called from any thread; from another one than the loop's, True means that it was still waiting.
+        """
+        future = self._future
+        if future.done():
+            return False
+        loop = future.get_loop()
+        if _running_loop() is loop:
+            future.set_result(value)
+        else:
+            loop.call_soon_threadsafe(self.resume, value)
+        return True
+
+    def throw(self, error: BaseException) -> bool:
+        """Complete the wait with a failure; as `resume` otherwise."""
+        future = self._future
+        if future.done():
+            return False
+        loop = future.get_loop()
+        if _running_loop() is loop:
+            future.set_exception(error)
+        else:
+            loop.call_soon_threadsafe(self.throw, error)
+        return True
+
+    @property
+    def is_waiting(self) -> bool:
+        return not self._future.done()
+
+    @property
+    def is_cancellable(self) -> bool:
+        """Whether a cancelled context ends this wait: it waits still, and is not protected."""
+        return not self.is_protected and not self._future.done()
+
+    def cancel(self, cancellation: Cancellation) -> None:
+        """Its fiber's context was cancelled: withdraw it, and let the fiber know."""
+        future = self._future
+        if not future.done():
+            if self._withdraw is not None:
+                self._withdraw(self)
+            future.set_exception(cancellation.tell(self.fiber))
+
+
+@types.coroutine
+def suspend(
+    begin: Callable[[Suspension[T]], Callable[[Suspension[T]], object] | None],
+    operation: str,
+    target: object = None,
+    *,
+    protected: bool = False,
+) -> Generator[Any, Any, T]:
+    """Wait until the suspension that is handed to `begin` is resumed, and return the value.
+
+    `begin(suspension)` is called at once. It registers the suspension where somebody will resume it, or resumes it
+    itself, and then there is no switch to another fiber. What it returns is called with the suspension, once, if the
+    wait is cancelled: it must undo the registration, and neither wait nor raise.
+
+    Raises Cancelled, before it calls `begin`, in a cancelled context. A `protected` wait is not ended by the
+    cancellation of its context; the `task.cancel()` of somebody else still ends it.
+    """
+    fiber = current_fiber()
+    if not protected:
+        cancellation = fiber.context.cancellation
+        if cancellation is not None:
+            raise cancellation.tell(fiber)
+    future: asyncio.Future[T] = cast("asyncio.AbstractEventLoop", _running_loop()).create_future()
+    suspension = Suspension(fiber, future, operation, target, protected)
+    withdraw = begin(suspension)
+    if future.done():
+        return future.result()
+    suspension._withdraw = withdraw
+    fiber.suspension = suspension
+    try:
+        return (yield from future)
+    except CancelledError as error:
+        return _interrupted(suspension, future, error)
+    finally:
+        fiber.suspension = None
+        if protected:
+            fiber.tell_soon()
+
+
+def _interrupted(suspension: Suspension[T], future: asyncio.Future[T], error: CancelledError) -> T:
+    """A CancelledError came instead of the result: tell a completed wait from a cancelled one."""
+    if future.cancelled():  # by a foreign `task.cancel()`, while it waited
+        if suspension._withdraw is not None:
+            suspension._withdraw(suspension)
+        raise error
+    failure = future.exception()
+    if failure is not error:
+        # A foreign cancel hit after the wait was completed. The result comes first; asyncio raises the
+        # cancellation again at the fiber's next wait.
+        task = suspension.fiber.task()
+        task.uncancel()
+        task.cancel(*error.args[:1])
+    if failure is not None:
+        raise failure
+    return future.result()

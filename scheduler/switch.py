@@ -1,0 +1,494 @@
+"""A switch: the block that fibers and resources belong to, and do not outlive.
+
+States: Open -> Releasing -> Finished. Leaving `async with Switch()` waits for its fibers, then cancels the daemons and
+waits for them, then runs the release hooks, last first. The first failure of the body or a fiber cancels everything
+inside; in the end all failures that are not consequences of that are raised: one as itself, several as a group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import enum
+import functools
+import logging
+from asyncio import CancelledError
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from types import CoroutineType, TracebackType
+from typing import Any, NoReturn, TypeVar, TypeVarTuple, cast, overload
+
+from domains.scheduler.cancel import protect
+from domains.scheduler.context import Cancellation, Context, Fiber, FiberTask, current_fiber
+from domains.scheduler.promise import Promise, Resolver
+from domains.scheduler.sequence import Sequence
+from domains.scheduler.suspend import Suspension, suspend
+
+from domains.errors import Cancelled
+
+__all__ = ["Hook", "Switch"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_log = logging.getLogger("domains")
+_running_loop = asyncio._get_running_loop
+
+
+class _State(enum.Enum):
+    NEW = "not entered"
+    OPEN = "open"
+    RELEASING = "releasing"
+    FINISHED = "finished"
+
+
+class Hook:
+    """Something to be released when its switch ends."""
+
+    __slots__ = ("_hooks", "_release")
+
+    def __init__(self, hooks: dict[Hook, None], release: Callable[[], Any]) -> None:
+        self._hooks = hooks
+        self._release = release
+
+    def remove(self) -> bool:
+        """Take it off its switch. True exactly once, and never after it has run."""
+        try:
+            del self._hooks[self]
+        except KeyError:
+            return False
+        return True
+
+
+class Switch:
+    """`async with Switch() as switch:` a block that ends when all that was started in it has ended.
+
+    A `protected` switch is not cancelled from outside. All methods belong to the loop's thread, and those that do not
+    wait may be called from a callback of the loop as well as from a fiber. Raises what fails inside; Cancelled, if it
+    was cancelled from outside; nothing, if it was ended by `cancel`.
+    """
+
+    def __init__(self, name: str | None = None, *, protected: bool = False) -> None:
+        self.name = name or "switch"
+        self._protected = protected
+        self._state = _State.NEW
+        self._fibers = 0
+        self._daemons: Context | None = None
+        self._failures: list[BaseException] = []
+        self._cut_short = False  # some of the code inside ended with Cancelled, as a consequence
+        self._own: Cancellation | None = None
+        self._hooks: dict[Hook, None] = {}
+        self._unseen: list[Promise[Any]] = []
+        self._joining: Suspension[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<switch {self.name!r}, {self._state.value}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} belongs to its domain: it cannot be sent to another one")
+
+    # Entering and leaving
+
+    async def __aenter__(self) -> Switch:
+        if self._state is not _State.NEW:
+            raise RuntimeError(f"{self!r} was entered before: make a new one for each `async with`")
+        fiber = current_fiber()
+        if not self._protected and (cancellation := fiber.context.cancellation) is not None:
+            raise cancellation.tell(fiber)
+        self._loop = asyncio.get_running_loop()
+        self._owner = fiber
+        self._context = Context(fiber.context, f"switch {self.name!r}", protected=self._protected, owner=self)
+        fiber.enter(self._context)
+        self._outer_delivered = 0
+        if self._protected:
+            self._outer_delivered, fiber.delivered = fiber.delivered, 0
+        self._state = _State.OPEN
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        fiber = self._owner
+        if fiber.context is not self._context or current_fiber() is not fiber:
+            raise RuntimeError(
+                f"{self!r} must be left in the fiber that entered it, after all that was entered inside it"
+            )
+        if error is not None:
+            self._failed(fiber, error)
+        while self._fibers or self._daemons is not None:
+            if not self._fibers and self._daemons is not None:
+                self._daemons.cancel(None)
+                if not self._daemons.fibers and not self._daemons.children:
+                    self._context.children.pop(self._daemons, None)
+                    self._daemons = None
+                    continue
+            try:
+                await suspend(self._join, "Switch.join", self, protected=True)
+            except CancelledError as cancelled:  # somebody else's `task.cancel()`
+                self._failed(fiber, cancelled)
+        self._state = _State.RELEASING
+        if self._hooks:
+            await self._release()
+        self._state = _State.FINISHED
+        if self._protected:
+            fiber.take_back_delivered()
+            fiber.delivered = self._outer_delivered
+        fiber.leave(self._context)
+        for promise in self._unseen:
+            if not promise.was_seen:
+                result = promise._result
+                _log.error(
+                    "%r failed, and nobody has looked at it before %r ended",
+                    promise,
+                    self,
+                    exc_info=getattr(result, "error", None),
+                )
+        return self._conclude(error)
+
+    def _conclude(self, error: BaseException | None) -> bool:
+        """Raise what the switch came to; True if that is nothing, False if it is what the body raised."""
+        failures = self._failures
+        if len(failures) > 1:
+            failures = [
+                failure for failure in failures if not isinstance(failure, CancelledError)
+            ] or failures[:1]
+        self._failures = []
+        if not failures:
+            cancellation = self._context.cancellation
+            if not self._cut_short or cancellation is self._own:
+                return True
+            assert cancellation is not None
+            if isinstance(error, CancelledError):
+                return False
+            raise cancellation.tell(self._owner)
+        if len(failures) == 1:
+            failure = failures[0]
+            if failure is error:
+                return False
+        else:
+            failure = BaseExceptionGroup(f"several failures in switch {self.name!r}", failures)
+        # Raised here, it would otherwise claim to have happened while the body's exception was handled.
+        context = failure.__context__
+        try:
+            raise failure
+        finally:
+            failure.__context__ = context
+            del failure, failures, error
+
+    def _join(self, suspension: Suspension[None]) -> Callable[[Any], None]:
+        assert self._joining is None
+        self._joining = suspension
+        return self._stop_joining
+
+    def _stop_joining(self, _: Any = None) -> None:
+        self._joining = None
+
+    async def _release(self) -> None:
+        while self._hooks:
+            hook, _ = self._hooks.popitem()
+            try:
+                with protect():
+                    released = hook._release()
+                    if _is_awaitable(released):
+                        await released
+            except BaseException as error:
+                self._failures.append(error)
+
+    # Forking
+
+    @overload
+    def fork(
+        self,
+        f: Callable[[*Ts], Awaitable[object]],
+        *args: *Ts,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> None: ...
+    @overload
+    def fork(
+        self,
+        f: Callable[[*Ts], object],
+        *args: *Ts,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> None: ...
+    def fork(
+        self,
+        f: Callable[..., object],
+        *args: Any,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        """Run `f(*args)`, plain or `async`, in a new fiber, after those that can run now. Its failure fails the switch.
+
+        `context` are its context variables, by default a copy of the caller's. On a switch that was cancelled nothing
+        runs. Raises RuntimeError on one that has finished.
+        """
+        self._check_open()
+        if self._context.cancellation is None:
+            self._fibers += 1
+            self._start(self._run(f, args), self._context, name or getattr(f, "__name__", "fiber"), context)
+
+    async def _run(self, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        fiber = cast(FiberTask, current_fiber())
+        try:
+            self._begin(fiber)
+            result = f(*args)
+            if type(result) is CoroutineType or _is_awaitable(result):
+                await result
+        except BaseException as error:
+            self._failed(fiber, error)
+        finally:
+            self._fibers -= 1
+            self._ended(fiber)
+
+    def fork_promise(
+        self,
+        f: Callable[..., Any],
+        *args: Any,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> Promise[Any]:
+        """Run `f(*args)` in a new fiber, and promise its result. Its failure goes to the promise alone.
+
+        A failure that nobody has looked at is logged when the switch ends. On a cancelled switch nothing runs, and the
+        promise fails with Cancelled.
+        """
+        self._check_open()
+        name = name or getattr(f, "__name__", "fiber")
+        promise: Promise[Any] = Promise(name)
+        if self._context.cancellation is None:
+            self._fibers += 1
+            self._start(self._run_for(Resolver(promise), f, args), self._context, name, context)
+        else:
+            Resolver(promise).fail(Cancelled(self._context.cancellation.reason))
+        return promise
+
+    async def _run_for(self, resolver: Resolver[Any], f: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        fiber = cast(FiberTask, current_fiber())
+        try:
+            self._begin(fiber)
+            result = f(*args)
+            if type(result) is CoroutineType or _is_awaitable(result):
+                result = await result
+        except BaseException as error:
+            resolver.try_fail(error)
+            if not isinstance(error, CancelledError):
+                self._unseen.append(resolver.promise)
+            elif self._context.cancellation is not None:
+                self._cut_short = True
+        else:
+            resolver.try_resolve(result)
+        finally:
+            self._fibers -= 1
+            self._ended(fiber)
+
+    def fork_daemon(
+        self,
+        f: Callable[..., object],
+        *args: Any,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        """Run `f(*args)` in a new fiber that is cancelled once all others have ended. Its failure fails the switch."""
+        self._check_open()
+        if self._context.cancellation is None:
+            self._start_daemon(f, args, name or getattr(f, "__name__", "daemon"), context, _nothing)
+
+    def _fork_sequence(
+        self, produce: Callable[[], Awaitable[None]], name: str, ended: Callable[[], None]
+    ) -> None:
+        """A daemon whose end is told, even if it never began. Raises Cancelled on a cancelled switch."""
+        self._check_open()
+        self.check()
+        self._start_daemon(produce, (), name, None, ended)
+
+    def _start_daemon(
+        self,
+        f: Callable[..., object],
+        args: tuple[Any, ...],
+        name: str,
+        variables: contextvars.Context | None,
+        ended: Callable[[], None],
+    ) -> None:
+        if self._daemons is None:
+            self._daemons = Context(self._context, f"daemons of switch {self.name!r}")
+        self._start(self._run_daemon(f, args, ended), self._daemons, name, variables)
+
+    async def _run_daemon(
+        self, f: Callable[..., Any], args: tuple[Any, ...], ended: Callable[[], None]
+    ) -> None:
+        fiber = cast(FiberTask, current_fiber())
+        try:
+            self._begin(fiber)
+            result = f(*args)
+            if type(result) is CoroutineType or _is_awaitable(result):
+                await result
+        except BaseException as error:
+            assert self._daemons is not None
+            cancelled = self._daemons.cancellation
+            if not isinstance(error, CancelledError) or cancelled is None or fiber.told is not cancelled:
+                self._failed(fiber, error)
+        finally:
+            ended()
+            self._ended(fiber)
+
+    def _start(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        context: Context,
+        name: str,
+        variables: contextvars.Context | None,
+    ) -> None:
+        fiber = FiberTask(coroutine, loop=self._loop, name=name, context=variables)
+        fiber.context = context
+        fiber.suspension = None
+        fiber.told = None
+        fiber.delivered = 0
+        fiber.early_cancel = True
+        context.fibers[fiber] = None
+
+    def _begin(self, fiber: FiberTask) -> None:
+        """The fiber runs for the first time: not at all if it was cancelled before."""
+        early, fiber.early_cancel = fiber.early_cancel, None
+        cancellation = fiber.context.cancellation
+        if cancellation is not None:
+            raise cancellation.tell(fiber)
+        if isinstance(early, CancelledError):
+            raise early
+
+    def _ended(self, fiber: FiberTask) -> None:
+        """The fiber is about to end: everybody inside hears before anything else runs."""
+        context = fiber.context
+        del context.fibers[fiber]
+        joining = self._joining
+        if joining is not None and not self._fibers:
+            self._joining = None
+            joining.resume(None)
+
+    def _failed(self, fiber: Fiber, error: BaseException) -> None:
+        """The body or a fiber ended with this: a consequence of the cancellation, or a failure."""
+        cancellation = self._context.cancellation
+        if isinstance(error, CancelledError) and cancellation is not None and fiber.told is cancellation:
+            self._cut_short = True
+            return
+        if not any(error is failure for failure in self._failures):
+            self._failures.append(error)
+        self._cancel(error)
+
+    def _cancel(self, reason: BaseException | None) -> None:
+        cancellation = self._context.cancel(reason)
+        if cancellation is not None:
+            self._own = cancellation
+
+    def _check_open(self) -> None:
+        if self._state is not _State.OPEN:
+            raise RuntimeError(f"{self!r} cannot start anything: fork inside its `async with` block")
+        if _running_loop() is not self._loop:
+            raise RuntimeError(
+                f"{self!r} belongs to another event loop or thread: fork only where it was entered"
+            )
+
+    def fork_seq(self, f: Callable[[Callable[[T], Awaitable[None]]], Awaitable[object]]) -> AsyncIterator[T]:
+        """An iterator over what `f(yield_)` hands to `await yield_(item)`; f runs only as far as items are taken.
+
+        f's exception is raised where the items are taken. Ending the switch, or dropping the iterator, cancels f.
+        Taking two items at once is a RuntimeError.
+        """
+        self._check_open()
+        return Sequence(self, f)
+
+    # Resources
+
+    def on_release(self, f: Callable[..., Any], *args: Any) -> Hook:
+        """Call `f(*args)`, plain or `async`, when the switch ends, protected from cancellation; last come, first run.
+
+        What it raises joins the switch's failures. On a switch that has finished f is called at once, and RuntimeError
+        raised; an async f then runs in a task of its own.
+        """
+        release = functools.partial(f, *args) if args else f
+        if self._state is _State.FINISHED or self._state is _State.NEW:
+            result = release()
+            if _is_awaitable(result):
+                asyncio.ensure_future(_finish(result))  # noqa: RUF006 - nobody is left to wait for it
+            raise RuntimeError(f"{self!r} cannot keep a resource: it was released at once")
+        hook = Hook(self._hooks, release)
+        self._hooks[hook] = None
+        return hook
+
+    @overload
+    async def enter(self, manager: AbstractAsyncContextManager[T, Any]) -> T: ...
+    @overload
+    async def enter(self, manager: AbstractContextManager[T, Any]) -> T: ...
+    async def enter(self, manager: Any) -> Any:
+        """Enter a context manager, async or not, and leave it when the switch ends; returns what it gives."""
+        self._check_open()
+        kind = type(manager)
+        if hasattr(kind, "__aenter__"):
+            value = await kind.__aenter__(manager)
+            leave = kind.__aexit__
+        elif hasattr(kind, "__enter__"):
+            value = kind.__enter__(manager)
+            leave = kind.__exit__
+        else:
+            raise TypeError(f"enter takes a context manager, not {manager!r}")
+
+        def release() -> Any:
+            error = self.error
+            return leave(
+                manager, None if error is None else type(error), error, error and error.__traceback__
+            )
+
+        self.on_release(release)
+        return value
+
+    # Ending
+
+    def cancel(self) -> None:
+        """End everything inside, quietly: nothing is raised outside, unless something else fails."""
+        self._check_entered()
+        self._cancel(None)
+
+    def fail(self, error: BaseException) -> None:
+        """End everything inside, and raise this outside."""
+        self._check_entered()
+        if self._state is _State.FINISHED:
+            raise RuntimeError(f"{self!r} can fail no more: it has finished") from error
+        if not any(error is failure for failure in self._failures):
+            self._failures.append(error)
+        self._cancel(error)
+
+    def interrupt(self, reason: BaseException) -> None:
+        """Cancel everything inside as if it came from outside: Cancelled, with this reason, is raised outside."""
+        if self._state is not _State.NEW:
+            self._context.cancel(reason)
+
+    def check(self) -> None:
+        """Raise Cancelled if the switch was cancelled or has failed."""
+        self._check_entered()
+        if self._context.cancellation is not None:
+            raise Cancelled(self._context.cancellation.reason)
+
+    @property
+    def error(self) -> BaseException | None:
+        """The first failure so far."""
+        return self._failures[0] if self._failures else None
+
+    def _check_entered(self) -> None:
+        if self._state is _State.NEW:
+            raise RuntimeError(f"{self!r}: use it inside its `async with` block")
+
+
+def _is_awaitable(value: object) -> bool:
+    return value is not None and hasattr(type(value), "__await__")
+
+
+def _nothing() -> None:
+    """Where nobody wants to hear of the end."""
+
+
+async def _finish(awaitable: Awaitable[object]) -> None:
+    await awaitable
