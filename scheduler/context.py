@@ -19,7 +19,7 @@ import asyncio
 import weakref
 from asyncio import CancelledError
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from domains.errors import Cancelled
 
@@ -31,11 +31,19 @@ __all__ = [
     "Context",
     "Fiber",
     "FiberTask",
+    "Work",
     "check",
     "current_fiber",
     "is_cancelled",
     "root_contexts",
 ]
+
+
+class Work(Protocol):
+    """Something that goes on elsewhere, without a fiber here, and belongs to a context."""
+
+    def cancel(self, reason: BaseException | None, /) -> None:
+        """End soon; called once, must not wait or raise."""
 
 
 class Cancellation:
@@ -152,20 +160,19 @@ class Context:
     """A node of the tree. Open while `cancellation` is None, then cancelled, for good.
 
     `parent` is None at a root. A `protected` context is not reached by what cancels its parent. `label` says in
-    dumps what it belongs to; `owner` is the switch, where it is a switch's.
+    dumps what it belongs to; `owner` is the switch, where it is a switch's. `adopted` is work without a fiber.
     """
 
-    __slots__ = ("__weakref__", "cancellation", "children", "fibers", "label", "owner", "parent", "protected")
+    __slots__ = ("__weakref__", "adopted", "cancellation", "children", "fibers", "label", "owner", "parent", "protected")
 
-    def __init__(
-        self, parent: Context | None, label: str, *, protected: bool = False, owner: Any = None
-    ) -> None:
+    def __init__(self, parent: Context | None, label: str, *, protected: bool = False, owner: Any = None) -> None:
         self.parent = parent
         self.label = label
         self.protected = protected
         self.owner = owner
         self.children: dict[Context, None] = {}
         self.fibers: dict[Fiber, None] = {}
+        self.adopted: dict[Work, None] = {}
         self.cancellation: Cancellation | None = None
         if parent is None:
             _roots.add(self)
@@ -181,6 +188,7 @@ class Context:
         cancellation = Cancellation(reason)
         waiting: list[Suspension[Any]] = []
         elsewhere: list[Fiber] = []
+        adopted: list[Work] = []
         contexts = [self]
         while contexts:
             context = contexts.pop()
@@ -191,13 +199,13 @@ class Context:
                     waiting.append(suspension)
                 else:
                     elsewhere.append(fiber)
-            contexts += [
-                child for child in context.children if child.cancellation is None and not child.protected
-            ]
+            contexts += [child for child in context.children if child.cancellation is None and not child.protected]
         if len(waiting) > 1:
             waiting.sort(key=_since)
         for suspension in waiting:
             suspension.cancel(cancellation)
+        for work in adopted:
+            work.cancel(reason)
         if elsewhere:
             call_soon = asyncio.get_running_loop().call_soon
             for fiber in elsewhere:

@@ -57,11 +57,7 @@ def _tree(context: Context, depth: int) -> Iterator[str]:
     cancellation = context.cancellation
     state = ""
     if cancellation is not None:
-        state = (
-            ", cancelled"
-            if cancellation.reason is None
-            else f", cancelled because of {cancellation.reason!r}"
-        )
+        state = ", cancelled" if cancellation.reason is None else f", cancelled because of {cancellation.reason!r}"
     yield "  " * depth + context.label + state
     for fiber in list(context.fibers):
         yield "  " * (depth + 1) + str(report(fiber))

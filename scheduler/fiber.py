@@ -99,9 +99,7 @@ async def first(
 ) -> T: ...
 @overload
 async def first(f: Callable[[], T], g: Callable[[], T], combine: Callable[[T, T], T] | None = None) -> T: ...
-async def first(
-    f: Callable[[], Any], g: Callable[[], Any], combine: Callable[[Any, Any], Any] | None = None
-) -> Any:
+async def first(f: Callable[[], Any], g: Callable[[], Any], combine: Callable[[Any, Any], Any] | None = None) -> Any:
     """Run f and g, and return the result of the one that is first; the other is cancelled, and has ended.
 
     If the other succeeds all the same, `combine(a, b)` decides, a being the first; without it b is dropped. A failure is
@@ -111,14 +109,10 @@ async def first(
 
 
 @overload
-async def any(
-    functions: Iterable[Callable[[], Awaitable[T]]], combine: Callable[[T, T], T] | None = None
-) -> T: ...
+async def any(functions: Iterable[Callable[[], Awaitable[T]]], combine: Callable[[T, T], T] | None = None) -> T: ...
 @overload
 async def any(functions: Iterable[Callable[[], T]], combine: Callable[[T, T], T] | None = None) -> T: ...
-async def any(
-    functions: Iterable[Callable[[], Any]], combine: Callable[[Any, Any], Any] | None = None
-) -> Any:
+async def any(functions: Iterable[Callable[[], Any]], combine: Callable[[Any, Any], Any] | None = None) -> Any:
     """Run all functions, and return the result of the one that is first; as `first` otherwise.
 
     Without any function it waits until it is cancelled.
@@ -126,9 +120,7 @@ async def any(
     return await _any("any", list(functions), combine)
 
 
-async def _any(
-    name: str, functions: list[Callable[[], Any]], combine: Callable[[Any, Any], Any] | None
-) -> Any:
+async def _any(name: str, functions: list[Callable[[], Any]], combine: Callable[[Any, Any], Any] | None) -> Any:
     results = await _race(name, functions)
     return results[0] if combine is None else functools.reduce(combine, results)
 
@@ -189,9 +181,7 @@ async def map(f: Callable[[A], Any], xs: Iterable[A], max_fibers: int | None = N
     return results
 
 
-async def _work(
-    switch: Switch, source: Iterator[Any], f: Callable[[Any], Any], results: list[Any], more: int
-) -> None:
+async def _work(switch: Switch, source: Iterator[Any], f: Callable[[Any], Any], results: list[Any], more: int) -> None:
     """Take items one after another; the first thing is to start the next worker, if there is something for it."""
     for x in source:
         index = len(results)
@@ -202,9 +192,7 @@ async def _work(
         results[index] = await _call(f, x)
 
 
-async def filter(
-    p: Callable[[A], Awaitable[bool] | bool], xs: Iterable[A], max_fibers: int | None = None
-) -> list[A]:
+async def filter(p: Callable[[A], Awaitable[bool] | bool], xs: Iterable[A], max_fibers: int | None = None) -> list[A]:
     """Those of xs for which p is true, in the order of xs; as `map` otherwise."""
     kept: list[tuple[bool, A]] = await map(functools.partial(_test, p), xs, max_fibers)
     return [x for keep, x in kept if keep]
@@ -219,9 +207,7 @@ async def filter_map(
     f: Callable[[A], Awaitable[T | None]], xs: Iterable[A], max_fibers: int | None = None
 ) -> list[T]: ...
 @overload
-async def filter_map(
-    f: Callable[[A], T | None], xs: Iterable[A], max_fibers: int | None = None
-) -> list[T]: ...
+async def filter_map(f: Callable[[A], T | None], xs: Iterable[A], max_fibers: int | None = None) -> list[T]: ...
 async def filter_map(f: Callable[[A], Any], xs: Iterable[A], max_fibers: int | None = None) -> list[Any]:
     """The results of f for each of xs, without those that are None; as `map` otherwise."""
     return [result for result in await map(f, xs, max_fibers) if result is not None]

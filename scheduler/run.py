@@ -50,9 +50,7 @@ def run(
     RuntimeError inside a running event loop.
     """
     if asyncio._get_running_loop() is not None:
-        raise RuntimeError(
-            "an event loop runs in this thread already: await the function instead of running it"
-        )
+        raise RuntimeError("an event loop runs in this thread already: await the function instead of running it")
     root = Switch("main")
     loop = loop_factory()
     try:
@@ -77,9 +75,7 @@ def run(
             loop.close()
 
 
-def _root_task(
-    loop: asyncio.AbstractEventLoop, root: Switch, main: Callable[[], Awaitable[T]]
-) -> asyncio.Task[T]:
+def _root_task(loop: asyncio.AbstractEventLoop, root: Switch, main: Callable[[], Awaitable[T]]) -> asyncio.Task[T]:
     outcome: list[T] = []
 
     async def body() -> T:

@@ -94,9 +94,7 @@ class _Talk(Generic[T]):
 class Sequence(Generic[T]):
     """The consumer's side: an async iterator."""
 
-    def __init__(
-        self, switch: Switch, f: Callable[[Callable[[T], Awaitable[None]]], Awaitable[object]]
-    ) -> None:
+    def __init__(self, switch: Switch, f: Callable[[Callable[[T], Awaitable[None]]], Awaitable[object]]) -> None:
         self._switch = switch
         self._talk = _Talk(f)
 
@@ -107,9 +105,7 @@ class Sequence(Generic[T]):
         check()
         talk = self._talk
         if talk.consumer is not None:
-            raise RuntimeError(
-                "two fibers take from one sequence at once: put a lock, or a Stream, between them"
-            )
+            raise RuntimeError("two fibers take from one sequence at once: put a lock, or a Stream, between them")
         if talk.left_over:
             return talk.left_over.pop()
         if talk.state is _State.ENDED:

@@ -1,0 +1,1 @@
+"""The executor pool: jobs with weights over long-lived domains."""

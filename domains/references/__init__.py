@@ -1,0 +1,1 @@
+"""References: primitives of one domain, used from another."""

@@ -1,0 +1,82 @@
+"""One end of the talk between two domains: a link, the pickling for it, and who handles which message.
+
+The parts that understand messages (jobs, functions, references) register here by message type; this file only
+hands each message, with its out-of-band buffers, to its part. Handlers run on the loop's thread, one after
+another, and never wait. A message that its handler refuses, like a frame that cannot be decoded, ends the
+link: the two sides no longer agree on what was said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from domains.errors import ConnectionLost
+from domains.ipc.link import Link
+from domains.ipc.pickling import Pickling
+
+Buffers = Sequence[memoryview]
+Handler = Callable[[Any, Buffers], None]
+
+
+class Conversation:
+    """Hands the link's messages to their handlers; tells everyone once when the peer is gone."""
+
+    def __init__(self, link: Link, pickling: Pickling, peer: str) -> None:
+        self.link = link
+        self.pickling = pickling
+        self.peer = peer
+        self.send = link.send
+        self._handlers: dict[type, Handler] = {}
+        self._after_frame: list[Callable[[], None]] = []
+        self._when_gone: list[Callable[[ConnectionLost | None], None]] = []
+
+    def handle(self, message_type: type, handler: Handler) -> None:
+        """Messages of this type go to `handler(message, buffers)`."""
+        assert message_type not in self._handlers, f"{message_type.__name__} has a handler already"
+        self._handlers[message_type] = handler
+
+    def after_frame(self, callback: Callable[[], None]) -> None:
+        """Call this after each received frame, when all its messages were handled."""
+        self._after_frame.append(callback)
+
+    def when_gone(self, callback: Callable[[ConnectionLost | None], None]) -> None:
+        """Call this once when the peer is gone, after its last message; with None after an orderly close."""
+        self._when_gone.append(callback)
+
+    def start(self) -> None:
+        """Begin to receive, on the running loop; all handlers must have been registered."""
+        self.link.start(self)
+
+    def on_messages(self, messages: list[Any], buffers: list[memoryview]) -> None:
+        handlers = self._handlers
+        used = 0
+        for message in messages:
+            handler = handlers.get(type(message))
+            if handler is None:
+                self._refuse(message, "nobody here expects it")
+                return
+            own: Buffers = ()
+            if used < len(buffers):
+                count = getattr(message, "buffers", 0)
+                own = buffers[used : used + count]
+                used += count
+            try:
+                handler(message, own)
+            except Exception as error:
+                self._refuse(message, f"{type(error).__name__}: {error}", error)
+                return
+        for callback in self._after_frame:
+            callback()
+
+    def on_gone(self, reason: ConnectionLost | None) -> None:
+        for callback in self._when_gone:
+            callback(reason)
+
+    def _refuse(self, message: Any, why: str, error: Exception | None = None) -> None:
+        text = f"{type(message).__name__} from {self.peer} was refused: {why}"
+        asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
+        lost = ConnectionLost(f"the link to {self.peer} was cut, because {text}")
+        lost.__cause__ = error
+        self.link.abort(lost)

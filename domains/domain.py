@@ -1,0 +1,262 @@
+"""A domain as its parent holds it: its process, the talk with it, the jobs that it was sent, and how it ended.
+
+States: Open -> Finishing -> Ended, or Open -> Ended. A domain has ended once its process has, and everything that it
+said before is heard: then, and only then, what it still owed fails with `DomainDied`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from domains.conversation import Buffers, Conversation
+from domains.errors import Closed, ConnectionLost, DomainDied, DomainsError, DomainUnavailable
+from domains.failures import pack_failure
+from domains.functions import SentFunctions
+from domains.identity import current
+from domains.ipc.claims import OfferedClaims
+from domains.job import Job, JobState
+from domains.launcher.provider import DomainProcess, Ending
+from domains.protocol import (
+    CancelJob,
+    DefineFunction,
+    Finish,
+    ForgetFunctions,
+    JobRaised,
+    JobReturned,
+    Ready,
+    RevokeJobs,
+)
+from domains.scheduler.cancel import move_on_after, protect
+from domains.scheduler.promise import Promise
+
+_LAST_WORDS_SECONDS = 1.0
+"""After a domain's process has ended, its link may stay open so long, in case a child of its holds it."""
+
+FINISHING_SECONDS = 5.0
+"""How long a domain that was asked to finish may take over its exit handlers before it is killed."""
+
+CANCELLING_SECONDS = 1.0
+"""The same for a domain whose jobs were cancelled."""
+
+
+class DomainState(enum.Enum):
+    OPEN = "open"
+    FINISHING = "finishing"
+    ENDED = "ended"
+
+
+class DomainHandle:
+    """The parent's side of one domain. All its methods belong to the loop's thread."""
+
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        process: DomainProcess,
+        conversation: Conversation,
+        claims: OfferedClaims,
+    ) -> None:
+        self.id = number
+        self.name = name
+        self.claims = claims
+        self.conversation = conversation
+        self.link = conversation.link
+        self.state = DomainState.OPEN
+        self.was_ready = False
+        self.jobs: dict[int, Job[Any]] = {}
+        self.ending: Ending | None = None
+        self.ended, self._end = Promise[Ending].create(f"the end of domain {name}")
+        self._process = process
+        self._link_open = True
+        self._functions = SentFunctions()
+        self._when_answered: Callable[[Job[Any], float], None] | None = None
+        self._when_ended: list[Callable[[DomainHandle], None]] = []
+        self._last_words: asyncio.TimerHandle | None = None
+        conversation.handle(Ready, self._ready)
+        conversation.handle(JobReturned, self._returned)
+        conversation.handle(JobRaised, self._raised)
+        conversation.when_gone(self._link_gone)
+        conversation.start()
+        process.when_ended(self._process_ended)
+
+    def __repr__(self) -> str:
+        return f"<domain {self.name!r}, process {self.pid}, {self.state.value}>"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether `start` has a point: it is neither asked to finish nor known to be gone."""
+        return self.state is DomainState.OPEN and self.link.is_open
+
+    def when_answered(self, callback: Callable[[Job[Any], float], None]) -> None:
+        """Call `callback(job, seconds)` for each job that this domain answers."""
+        assert self._when_answered is None
+        self._when_answered = callback
+
+    def start(self, jobs: Iterable[Job[Any]]) -> None:
+        """Send jobs, having offered the tickets of those with a weight. Raises Closed or DomainDied."""
+        if self.state is DomainState.ENDED:
+            raise self.error()
+        if self.state is DomainState.FINISHING:
+            raise Closed(f"domain {self.name!r} is closed: it was asked to finish")
+        messages = [(job, job.message()) for job in jobs]
+        if not self.link.is_open:
+            # It is as good as dead; how it ended, and with that what to tell the jobs, will be known soon.
+            self.jobs.update((message.job, job) for job, message in messages)
+            return
+        # The offer comes first: a domain looks for it when the message arrives, and only then.
+        if tickets := [message.job for _, message in messages if message.weight]:
+            self.claims.offer(tickets)
+        send = self.conversation.send
+        for job, message in messages:
+            if self._functions.is_new(job.function):
+                send(DefineFunction(job.function.number, job.function.code))
+                if surplus := self._functions.forget_surplus():
+                    send(ForgetFunctions(surplus))
+            self.jobs[message.job] = job
+            send(message, job.buffers)
+
+    def cancel(self, job: Job[Any], reason: BaseException) -> None:
+        """Ask for the end of a job that was sent here; its answer still comes."""
+        assert job.state is JobState.SENT
+        job.state = JobState.CANCELLING
+        if self.link.is_open:
+            packed = pack_failure(reason, self.conversation.pickling, f"domain {current().name!r}")
+            message = CancelJob(job.ticket, packed.data, len(packed.buffers))
+            self.conversation.send(message, packed.buffers)
+
+    def take_back(self) -> list[Job[Any]]:
+        """The jobs that were sent and not begun; those among them that nobody cancelled are queued again."""
+        tickets = self.claims.take_back()
+        if not tickets:
+            return []
+        if self.link.is_open:
+            self.conversation.send(RevokeJobs(tickets))
+        return self._hand_back(tickets)
+
+    def when_ended(self, callback: Callable[[DomainHandle], None]) -> None:
+        """Call this once when the domain has ended, before those who wait for its jobs are told."""
+        self._when_ended.append(callback)
+
+    def _hand_back(self, tickets: Iterable[int]) -> list[Job[Any]]:
+        jobs = []
+        for ticket in tickets:
+            job = self.jobs.get(ticket)
+            if job is not None and job.state is JobState.SENT:
+                del self.jobs[ticket]
+                job.handed_back()
+                jobs.append(job)
+        return jobs
+
+    def recover(self) -> list[Job[Any]]:
+        """At the end: the jobs that never began, and those that may be tried again, queued once more."""
+        assert self.state is DomainState.ENDED
+        last = self.claims.last_started()
+        recovered = []
+        for ticket, job in self.jobs.items():
+            if job.weight and ticket > last:
+                recovered.append(ticket)
+            elif job.retries > 0 and job.state is JobState.SENT:
+                job.retries -= 1
+                recovered.append(ticket)
+        return self._hand_back(recovered)
+
+    def error(self, job: Job[Any] | None = None) -> DomainsError:
+        """What the end of this domain means for one who depended on it."""
+        ending = self.ending
+        assert ending is not None
+        if ending.why is not None and not self.was_ready:
+            return DomainUnavailable(f"domain {self.name!r} could not be started: {ending.why}")
+        what = "" if job is None else f"before job {job.function.name!r} had ended"
+        if ending.why is not None:
+            what = f"because {ending.why}, {what}".rstrip(", ")
+        return DomainDied(self.name, ending.exitcode, ending.signal, ending.crash, what or None)
+
+    def finish(self) -> None:
+        """No more jobs will come: the domain ends once those that run have ended."""
+        if self.state is DomainState.OPEN:
+            self.state = DomainState.FINISHING
+            if self.link.is_open:
+                self.conversation.send(Finish())
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    async def idle(self) -> None:
+        """Wait until every job that was sent here has been answered, or the domain has ended."""
+        for job in list(self.jobs.values()):
+            try:
+                await job.promise
+            except BaseException:
+                if not job.promise.is_resolved:
+                    raise  # it is this wait that was cancelled; a job's own failure is its submitter's
+
+    async def close(self, seconds: float) -> None:
+        """Finish, and kill what has not ended after so many seconds. Waits to the end, whatever comes."""
+        self.finish()
+        with protect():
+            with move_on_after(seconds) as overdue:
+                await self.ended
+            if overdue.cancelled:
+                self.kill()
+                await self.ended
+
+    def cancel_jobs(self, reason: BaseException) -> None:
+        """Ask for the end of everything that was sent here."""
+        for job in list(self.jobs.values()):
+            job.cancel(reason)
+
+    def _ready(self, message: Ready, _: Buffers) -> None:
+        self.was_ready = True
+
+    def _returned(self, message: JobReturned, buffers: Buffers) -> None:
+        job = self.jobs.pop(message.job)
+        if self._when_answered is not None:
+            self._when_answered(job, message.seconds)
+        job.returned(message, buffers, self.conversation.pickling)
+
+    def _raised(self, message: JobRaised, buffers: Buffers) -> None:
+        job = self.jobs.pop(message.job)
+        if self._when_answered is not None:
+            self._when_answered(job, message.seconds)
+        job.raised(message, buffers, self.conversation.pickling)
+
+    def _link_gone(self, reason: ConnectionLost | None) -> None:
+        self._link_open = False
+        if self.ending is not None:
+            self._ended()
+        elif reason is not None or self.state is DomainState.OPEN:
+            # It cannot be talked to any more. The launcher tells how it ended.
+            self.kill()
+
+    def _process_ended(self, ending: Ending) -> None:
+        self.ending = ending
+        if self._link_open:
+            # What it said before it died is still in the link; its end-of-file follows.
+            loop = asyncio.get_running_loop()
+            lost = ConnectionLost(f"domain {self.name!r} has ended and its link stays open")
+            self._last_words = loop.call_later(_LAST_WORDS_SECONDS, self.link.abort, lost)
+        else:
+            self._ended()
+
+    def _ended(self) -> None:
+        if self._last_words is not None:
+            self._last_words.cancel()
+        self.state = DomainState.ENDED
+        assert self.ending is not None
+        for callback in self._when_ended:
+            callback(self)
+        jobs, self.jobs = self.jobs, {}
+        for job in jobs.values():
+            job.fail(self.error(job))
+        self.claims.close()
+        self._end.resolve(self.ending)

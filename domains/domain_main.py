@@ -1,0 +1,66 @@
+"""What a domain's process does from its birth to its end: talk to its parent, run jobs, unwind, exit.
+
+The domain has one switch, which everything in it belongs to. It is left when the parent says `Finish` and the last
+job has ended, or cancelled when the parent is gone. The exit status is 0 in both cases: it did what it was for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from domains.conversation import Conversation
+from domains.errors import ConnectionLost
+from domains.identity import DomainInfo, become
+from domains.ipc.claims import ReceivedClaims
+from domains.ipc.link import Link
+from domains.ipc.pickling import Pickling
+from domains.job_runner import JobRunner
+from domains.launcher.control import Birth
+from domains.launcher.links import kind_called
+from domains.protocol import ProtocolCodec, Ready
+from domains.references.registry import References
+from domains.scheduler.promise import Promise
+from domains.scheduler.run import run
+from domains.scheduler.switch import Switch
+
+
+def become_domain(birth: Birth, descriptors: Mapping[str, int]) -> int:
+    """Live as the domain that `birth` describes; returns the exit status."""
+    become(DomainInfo(birth.domain, birth.name, os.getpid()))
+    claims = ReceivedClaims(descriptors)
+
+    async def main() -> None:
+        kind = kind_called(birth.link)
+        link = kind.accept(ProtocolCodec(), birth.description, descriptors)
+        try:
+            await serve(link, claims, birth.name)
+        finally:
+            kind.close()
+
+    run(main)
+    claims.close()
+    return 0
+
+
+async def serve(link: Link, claims: ReceivedClaims, name: str) -> None:
+    """Serve the parent at the other end of `link` until it has no more use for this domain."""
+    finished, finish = Promise[None].create(f"the end of domain {name}")
+    gone, go = Promise[None].create("the end of the link to the parent")
+    async with Switch(name=f"domain {name}") as switch:
+        references = References()
+        conversation = Conversation(link, Pickling(references.reducers()), "the parent")
+
+        def parent_gone(_: ConnectionLost | None) -> None:
+            go.resolve(None)
+            finish.try_resolve(None)
+            switch.cancel()
+
+        conversation.when_gone(parent_gone)
+        references.converse(conversation)
+        JobRunner(conversation, switch, claims, lambda: finish.try_resolve(None))
+        conversation.start()
+        conversation.send(Ready(os.getpid()))
+        await finished
+    link.close()
+    await gone

@@ -1,0 +1,195 @@
+"""Starts domains, names them, and sees to it that none outlives the program: the authority behind `env.domain_mgr`.
+
+Every domain that it opens is in `_open` until it has ended; closing the manager ends what is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, TypeVar, TypeVarTuple, overload
+
+from domains.conversation import Conversation
+from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle, DomainState
+from domains.errors import Closed
+from domains.functions import FunctionCatalogue
+from domains.identity import current
+from domains.ipc.claims import OfferedClaims
+from domains.ipc.pickling import Pickling
+from domains.job import Job
+from domains.launcher.provider import Provider
+from domains.protocol import ProtocolCodec
+from domains.references.registry import References
+from domains.scheduler import fiber
+from domains.scheduler.suspend import Suspension, suspend
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class DomainManager:
+    """Starts domains. Belongs to one event loop; obtained as `env.domain_mgr`.
+
+    `default_count` is how many domains a pool has that does not say.
+    """
+
+    def __init__(self, provider: Provider, default_count: int) -> None:
+        self.default_count = default_count
+        self.references = References()
+        self.pickling = Pickling(self.references.reducers())
+        self.catalogue = FunctionCatalogue(self.pickling)
+        self._provider = provider
+        self._numbers = itertools.count(1)
+        self._open: set[DomainHandle] = set()
+        self._closed = False
+
+    @overload
+    async def run(self, f: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T: ...
+    @overload
+    async def run(self, f: Callable[[*Ts], T], *args: *Ts) -> T: ...
+    async def run(self, f: Callable[..., Any], *args: Any) -> Any:
+        """Run a function, plain or `async`, in a domain of its own, and return its result.
+
+        Raises what it raises, with the remote traceback; NotPicklable for what cannot travel; DomainDied if its
+        domain dies. Cancelling it cancels the function there and waits until its domain has ended.
+        """
+        async with self.spawn() as domain:
+            return await domain.call(f, *args)
+
+    def spawn(self, name: str | None = None) -> AbstractAsyncContextManager[Domain]:
+        """A domain for the length of an `async with` block: what it still runs at the end is waited for.
+
+        Leaving the block by an exception cancels what runs in the domain.
+        """
+        return _Spawned(self, name)
+
+    def open(self, name: str | None = None) -> DomainHandle:
+        """Start a domain and return at once; whoever opens it closes it. Raises DomainUnavailable or Closed."""
+        if self._closed:
+            raise Closed("no domain can be started any more: the program that this manager belongs to has ended")
+        number = next(self._numbers)
+        if name is None:
+            parent = current()
+            name = f"domain-{number}" if parent.id == 0 else f"{parent.name}.{number}"
+        claims = OfferedClaims()
+        try:
+            process = self._provider.launch(number, name, ProtocolCodec(), claims.descriptors())
+        except BaseException:
+            claims.close()
+            raise
+        conversation = Conversation(process.link, self.pickling, f"domain {name!r}")
+        self.references.converse(conversation)
+        handle = DomainHandle(number, name, process, conversation, claims)
+        self._open.add(handle)
+        handle.when_ended(self._forget)
+        return handle
+
+    def _forget(self, handle: DomainHandle) -> None:
+        self._open.discard(handle)
+
+    async def close(self) -> None:
+        """End every domain that is left, and what they were started with. No domain can be started afterwards."""
+        self._closed = True
+        for handle in list(self._open):
+            handle.kill()
+        for handle in list(self._open):
+            await handle.close(CANCELLING_SECONDS)
+        await self._provider.close()
+
+
+class Domain:
+    """A domain that runs what it is called with, until its `async with` block is left."""
+
+    def __init__(self, handle: DomainHandle, manager: DomainManager) -> None:
+        self._handle = handle
+        self._manager = manager
+
+    def __repr__(self) -> str:
+        return repr(self._handle)
+
+    @property
+    def id(self) -> int:
+        """Its number among the domains of this process."""
+        return self._handle.id
+
+    @property
+    def name(self) -> str:
+        return self._handle.name
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, or None until that is known to run."""
+        return self._handle.pid
+
+    @property
+    def alive(self) -> bool:
+        """False once it has ended, for whatever reason."""
+        return self._handle.state is not DomainState.ENDED
+
+    @overload
+    async def call(self, f: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T: ...
+    @overload
+    async def call(self, f: Callable[[*Ts], T], *args: *Ts) -> T: ...
+    async def call(self, f: Callable[..., Any], *args: Any) -> Any:
+        """Run a function, plain or `async`, in this domain, beside what already runs there.
+
+        Raises what it raises, NotPicklable, DomainDied, or Closed after the end of the block. Cancelling it cancels
+        the function there and waits until it has ended.
+        """
+        fiber.check()
+        handle = self._handle
+        if handle.link.is_congested:
+            await _writable(handle)
+        function = self._manager.catalogue.add(f)
+        job: Job[Any] = Job(function, args, self._manager.pickling, 0, 0, handle.cancel)
+        handle.start([job])
+        return await job.outcome()
+
+
+async def _writable(handle: DomainHandle) -> None:
+    """Wait until the domain has read enough of what it was sent; returns too when it is gone."""
+
+    def begin(suspension: Suspension[None]) -> Callable[[Suspension[None]], object]:
+        withdraw = handle.link.when_writable(lambda: suspension.resume(None))
+        return lambda _: withdraw()
+
+    await suspend(begin, "Domain.call", handle)
+
+
+class _Spawned(AbstractAsyncContextManager[Domain]):
+    """Opens a domain on entering, closes it on leaving."""
+
+    def __init__(self, manager: DomainManager, name: str | None) -> None:
+        self._manager = manager
+        self._name = name
+        self._handle: DomainHandle | None = None
+
+    async def __aenter__(self) -> Domain:
+        fiber.check()
+        self._handle = self._manager.open(self._name)
+        return Domain(self._handle, self._manager)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._handle is not None
+        if error is None:
+            await _finish(self._handle)
+        else:
+            self._handle.cancel_jobs(error)
+            await self._handle.close(CANCELLING_SECONDS)
+
+
+async def _finish(handle: DomainHandle) -> None:
+    """Wait for what the domain runs, then for its end; being cancelled cancels what it runs."""
+    handle.finish()
+    try:
+        await handle.idle()
+    except asyncio.CancelledError as cancelled:
+        handle.cancel_jobs(cancelled)
+        await handle.close(CANCELLING_SECONDS)
+        raise
+    await handle.close(FINISHING_SECONDS)

@@ -1,0 +1,126 @@
+"""Functions that travel: pickled once, sent once to each domain, opened once there.
+
+A function that the other side can import goes by name and is known by its identity from then on. Any other (of
+`__main__`, a lambda, a closure, a partial) is pickled by value at each use, since what it refers to may have
+changed, and is known by its bytes: the same bytes are sent and opened once. Both tables are bounded: the least
+recently used is forgotten on both sides.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType
+from typing import Any, NamedTuple
+
+from domains.errors import NotPicklable
+from domains.ipc.pickling import Pickling
+
+_MOST_KNOWN = 1024
+
+
+class Function(NamedTuple):
+    """A function ready to be sent: its number in this process, its pickle, and a name for messages."""
+
+    number: int
+    code: bytes
+    name: str
+
+
+def name_of(f: object) -> str:
+    """What to call a function in messages."""
+    inner = getattr(f, "func", f)  # a functools.partial is known by what it calls
+    name = getattr(inner, "__qualname__", None)
+    return name if isinstance(name, str) else type(inner).__qualname__
+
+
+class FunctionCatalogue:
+    """The functions that this process has sent, or is about to."""
+
+    def __init__(self, pickling: Pickling) -> None:
+        self._pickling = pickling
+        self._by_identity: dict[object, Function] = {}
+        self._by_code: OrderedDict[bytes, Function] = OrderedDict()
+        self._numbers = itertools.count(1)
+
+    def add(self, f: Callable[..., Any]) -> Function:
+        """The function as it is now. Raises NotPicklable naming what inside it cannot travel."""
+        plain = type(f) is FunctionType or type(f) is BuiltinFunctionType
+        if plain and (known := self._by_identity.get(f)) is not None:
+            return known
+        if not callable(f):
+            raise TypeError(f"a job must be a function, not {type(f).__name__} {f!r}")
+        code = self._pickling.dumps_function(f)
+        function = self._by_code.get(code)
+        if function is None:
+            function = Function(next(self._numbers), code, name_of(f))
+            self._by_code[code] = function
+            if len(self._by_code) > _MOST_KNOWN:
+                self._by_code.popitem(last=False)
+        else:
+            self._by_code.move_to_end(code)
+        if plain and goes_by_name(f):
+            self._by_identity[f] = function
+        return function
+
+
+def goes_by_name(f: Any) -> bool:
+    """Whether another process finds this very function by importing its module."""
+    import sys
+
+    module = sys.modules.get(getattr(f, "__module__", None) or "")
+    if module is None or module.__name__ == "__main__":
+        return False
+    found: Any = module
+    for part in f.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is f
+
+
+class SentFunctions:
+    """Which functions the domain at the other end of a link has been told of."""
+
+    def __init__(self) -> None:
+        self._sent: OrderedDict[int, None] = OrderedDict()
+
+    def is_new(self, function: Function) -> bool:
+        """Whether to send its code before using it; from now on it counts as sent."""
+        if function.number in self._sent:
+            return False
+        self._sent[function.number] = None
+        return True
+
+    def forget_surplus(self) -> list[int]:
+        """The oldest functions beyond the bound: tell the other side that they will not be used again."""
+        surplus = []
+        while len(self._sent) > 2 * _MOST_KNOWN:
+            surplus.append(self._sent.popitem(last=False)[0])
+        return surplus
+
+
+class ReceivedFunctions:
+    """The functions that the other side has defined, opened on first use."""
+
+    def __init__(self, pickling: Pickling) -> None:
+        self._pickling = pickling
+        self._code: dict[int, bytes] = {}
+        self._open: dict[int, Callable[..., Any]] = {}
+
+    def define(self, number: int, code: bytes) -> None:
+        self._code[number] = code
+
+    def forget(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._code.pop(number, None)
+            self._open.pop(number, None)
+
+    def get(self, number: int) -> Callable[..., Any]:
+        """Raises NotPicklable if the function cannot be opened here, e.g. its module is missing."""
+        f = self._open.get(number)
+        if f is None:
+            opened = self._pickling.loads(self._code[number], ())
+            if not callable(opened):
+                raise NotPicklable("the job's function", f"it arrived as {type(opened).__name__}")
+            f = self._open[number] = opened
+        return f

@@ -1,0 +1,170 @@
+"""A job as its submitter holds it: what to run, and the promise of its outcome.
+
+States: Queued -> Sent -> Ended, with Cancelling between Sent and Ended when nobody wants the result any more;
+Queued -> Ended when it is cancelled before it was sent; Sent -> Queued when its domain hands it back unstarted.
+A job ends exactly once, and its promise is resolved then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import enum
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from domains.conversation import Buffers
+from domains.errors import Cancelled
+from domains.failures import unpack_failure
+from domains.functions import Function
+from domains.ipc.pickling import Pickling
+from domains.protocol import JobRaised, JobReturned, StartJob
+from domains.scheduler.cancel import protect
+from domains.scheduler.promise import Promise
+from domains.scheduler.switch import Switch
+from domains.variables import pack_variables
+
+T = TypeVar("T")
+
+_tickets = itertools.count(1)
+_sequence = itertools.count()
+
+
+class JobState(enum.Enum):
+    QUEUED = "queued"
+    SENT = "sent"
+    CANCELLING = "cancelling"
+    ENDED = "ended"
+
+
+class Job(Generic[T]):
+    """One job. `ticket` numbers its current sending: tickets grow in the order in which a domain gets jobs."""
+
+    __slots__ = (
+        "_resolver",
+        "buffers",
+        "canceller",
+        "data",
+        "function",
+        "holder",
+        "on_end",
+        "priority",
+        "promise",
+        "retries",
+        "seconds",
+        "sequence",
+        "state",
+        "switch",
+        "ticket",
+        "variables",
+        "weight",
+    )
+
+    def __init__(
+        self,
+        function: Function,
+        arguments: tuple[Any, ...],
+        pickling: Pickling,
+        weight: int,
+        priority: int,
+        canceller: Callable[[Job[Any], BaseException], None],
+        on_end: Callable[[Job[Any]], None] | None = None,
+        retries: int = 0,
+    ) -> None:
+        """Pickles the arguments now, so that the caller may change them afterwards. Raises NotPicklable."""
+        self.function = function
+        self.data = b""
+        self.buffers: Sequence[Any] = ()
+        if arguments:
+            self.data, self.buffers = pickling.dumps(arguments, f"the arguments of job {function.name!r}")
+        context = contextvars.copy_context()
+        self.variables = pack_variables(context, pickling) if len(context) else b""
+        self.weight = weight
+        self.priority = priority
+        self.canceller = canceller
+        self.on_end = on_end
+        self.retries = retries
+        self.seconds = 0.0
+        self.sequence = next(_sequence)
+        self.ticket = 0
+        self.switch: Switch | None = None
+        self.holder: Any = None  # the domain that has it, where a pool keeps account of that
+        self.state = JobState.QUEUED
+        self.promise, self._resolver = Promise[T].create(function.name)
+
+    def message(self) -> StartJob:
+        """What to send to start it; from now on it is sent, under a new ticket."""
+        assert self.state is JobState.QUEUED
+        self.state = JobState.SENT
+        self.ticket = next(_tickets)
+        return StartJob(
+            self.ticket, self.function.number, self.data, self.weight, self.variables, len(self.buffers)
+        )
+
+    def handed_back(self) -> None:
+        """Its domain has not started it, or has died and it may be tried again."""
+        assert self.state is JobState.SENT
+        self.state = JobState.QUEUED
+
+    def returned(self, message: JobReturned, buffers: Buffers, pickling: Pickling) -> None:
+        self.seconds = message.seconds
+        value: Any = None
+        if message.data:
+            try:
+                value = pickling.loads(message.data, buffers)
+            except Exception as error:
+                self.fail(error)
+                return
+        self._leave()
+        self._resolver.resolve(value)
+        self._ended()
+
+    def raised(self, message: JobRaised, buffers: Buffers, pickling: Pickling) -> None:
+        self.fail(unpack_failure(message.data, buffers, pickling))
+
+    def fail(self, error: BaseException) -> None:
+        self._leave()
+        self._resolver.fail(error)
+        self._ended()
+
+    def _ended(self) -> None:
+        if self.on_end is not None:
+            self.on_end(self)
+        if self.switch is not None:
+            self.switch.disown(self, self.promise)
+
+    def _leave(self) -> None:
+        assert self.state is not JobState.ENDED
+        self.state = JobState.ENDED
+        self.data = b""
+        self.buffers = ()
+
+    def belong_to(self, switch: Switch) -> None:
+        """Let a switch wait for it, and cancel it, without a fiber that does."""
+        self.switch = switch
+        switch.adopt(self)
+
+    def cancel(self, reason: BaseException | None) -> None:
+        """Nobody wants the result: it ends soon, unless it has already. Does not wait."""
+        if self.state is JobState.QUEUED or self.state is JobState.SENT:
+            self.canceller(self, reason or Cancelled())
+
+    async def outcome(self) -> T:
+        """Wait for the job; being cancelled cancels it where it runs, and still waits until it has ended there."""
+        try:
+            return await self.promise
+        except asyncio.CancelledError as cancelled:
+            if not self.promise.is_resolved:
+                reason = cancelled.reason if isinstance(cancelled, Cancelled) else None
+                self.cancel(reason or cancelled)
+                await self.ended()
+            raise
+
+    async def ended(self) -> None:
+        """Wait until the job has ended, however; cannot be cancelled."""
+        with protect():
+            while not self.promise.is_resolved:
+                with contextlib.suppress(BaseException):  # how it ended is for those who want its outcome
+                    await self.promise

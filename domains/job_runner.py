@@ -1,0 +1,298 @@
+"""Runs the jobs that a domain was sent: the half of the executor pool that lives in the domain.
+
+A job of weight 0 starts when it arrives. Any other starts, in the order in which the parent offered them, once it
+is claimed, and jobs are claimed only while the weights of the running ones add up to less than 1.0. An `async`
+function runs as a fiber; a plain one runs here and now in the domain's main thread, outside of any fiber and as
+if no event loop ran, so that even `asyncio.run` works in it.
+
+States of a job: Received -> Claimed -> Running -> Ended; Received or Claimed -> Dropped. Each job that was not
+revoked is answered exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from domains.conversation import Buffers, Conversation
+from domains.errors import Cancelled, NotPicklable
+from domains.failures import pack_failure, unpack_failure
+from domains.functions import ReceivedFunctions, name_of
+from domains.identity import current
+from domains.ipc.claims import ReceivedClaims
+from domains.protocol import (
+    FULL_WEIGHT,
+    CancelJob,
+    DefineFunction,
+    Finish,
+    ForgetFunctions,
+    JobRaised,
+    JobReturned,
+    RevokeJobs,
+    StartJob,
+)
+from domains.scheduler import fiber
+from domains.scheduler.cancel import CancelScope
+from domains.scheduler.switch import Switch
+from domains.variables import unpack_variables
+
+_SLICE_SECONDS = 0.001
+"""Plain jobs run back to back for this long before the loop gets a turn."""
+
+_QUICK_SECONDS = 0.0001
+"""Results may wait in the batch for the next job while that is expected to take no longer than this."""
+
+class _Received(NamedTuple):
+    message: StartJob
+    buffers: Buffers
+
+
+class _Known:
+    """A function that jobs use, and how long its runs take: decides when to send the results before it."""
+
+    __slots__ = ("call", "is_async", "name", "seconds")
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+        self.name = name_of(call)
+        self.is_async = inspect.iscoroutinefunction(call)
+        self.seconds = 1.0  # unknown counts as slow
+
+    def add_run(self, seconds: float) -> None:
+        # A slow run counts at once, quick ones only in time.
+        self.seconds = seconds if seconds > self.seconds else self.seconds + (seconds - self.seconds) / 4
+
+
+class JobRunner:
+    """All jobs of one domain. `on_finished` is called once the parent said `Finish` and nothing runs any more."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        switch: Switch,
+        claims: ReceivedClaims,
+        on_finished: Callable[[], None],
+    ) -> None:
+        self._conversation = conversation
+        self._link = conversation.link
+        self._pickling = conversation.pickling
+        self._switch = switch
+        self._claims = claims
+        self._on_finished = on_finished
+        self._functions = ReceivedFunctions(conversation.pickling)
+        self._known: dict[int, _Known] = {}
+        self._received: dict[int, _Received] = {}
+        self._dropped: set[int] = set()  # cancelled before they were claimed
+        self._claimed: int | None = None  # claimed, but its message has not arrived
+        self._at_once: deque[_Received] = deque()
+        self._running: dict[int, CancelScope | None] = {}
+        self._weight = 0
+        self._finishing = False
+        self._pump_scheduled = False
+        self._base = contextvars.copy_context()
+        conversation.handle(DefineFunction, self._define)
+        conversation.handle(ForgetFunctions, self._forget)
+        conversation.handle(StartJob, self._receive)
+        conversation.handle(CancelJob, self._cancel)
+        conversation.handle(RevokeJobs, self._revoke)
+        conversation.handle(Finish, self._finish)
+        conversation.after_frame(self.pump)
+
+    def _define(self, message: DefineFunction, _: Buffers) -> None:
+        self._functions.define(message.function, message.code)
+
+    def _forget(self, message: ForgetFunctions, _: Buffers) -> None:
+        self._functions.forget(message.functions)
+        for number in message.functions:
+            self._known.pop(number, None)
+
+    def _receive(self, message: StartJob, buffers: Buffers) -> None:
+        if message.weight:
+            self._received[message.job] = _Received(message, buffers)
+        else:
+            self._at_once.append(_Received(message, buffers))
+
+    def _revoke(self, message: RevokeJobs, _: Buffers) -> None:
+        for job in message.jobs:
+            # One that was cancelled meanwhile was answered already, and its claim went back with the others.
+            if self._received.pop(job, None) is None:
+                self._dropped.discard(job)
+
+    def _cancel(self, message: CancelJob, buffers: Buffers) -> None:
+        job = message.job
+        reason = unpack_failure(message.reason, buffers, self._pickling)
+        if job in self._running:
+            scope = self._running[job]
+            if scope is not None:
+                scope.cancel(reason)
+            return
+        if job in self._received:
+            del self._received[job]
+            self._dropped.add(job)
+        else:
+            waiting = next((waiting for waiting in self._at_once if waiting.message.job == job), None)
+            if waiting is None:
+                return  # it ended, and the answer is on its way
+            self._at_once.remove(waiting)
+        self._answer_raised(job, Cancelled(reason), 0.0, "a job that had not started")
+
+    def _finish(self, message: Finish, _: Buffers) -> None:
+        self._finishing = True
+
+    def pump(self) -> None:
+        """Start what may start now; comes back by itself when the loop has had a turn."""
+        self._pump_scheduled = False
+        slice_end = time.perf_counter() + _SLICE_SECONDS
+        while (received := self._next()) is not None:
+            self._start(received)
+            if time.perf_counter() > slice_end:
+                self._schedule_pump()
+                return
+        if self._finishing and not (self._running or self._received or self._at_once):
+            self._finishing = False
+            self._on_finished()
+
+    def _schedule_pump(self) -> None:
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self.pump)
+
+    def _next(self) -> _Received | None:
+        """The job to start now, if there is one and the parent reads the results."""
+        if self._link.is_congested:
+            self._link.when_writable(self._schedule_pump)
+            return None
+        if self._at_once:
+            return self._at_once.popleft()
+        while self._weight < FULL_WEIGHT:
+            if self._claimed is None:
+                if not self._received and not self._dropped:
+                    return None
+                claimed = self._claims.claim(1)
+                if not claimed:
+                    return None
+                self._claimed = claimed[0]
+            received = self._received.pop(self._claimed, None)
+            if received is None and self._claimed not in self._dropped:
+                return None  # its message is on its way
+            self._dropped.discard(self._claimed)
+            self._claimed = None
+            if received is not None:
+                return received
+        return None
+
+    def _start(self, received: _Received) -> None:
+        message = received.message
+        if message.weight:
+            self._claims.mark_started(message.job)
+        try:
+            known = self._known.get(message.function)
+            if known is None:
+                known = self._known[message.function] = _Known(self._functions.get(message.function))
+            arguments = self._pickling.loads(message.data, received.buffers) if message.data else ()
+            context = self._base.copy()
+            if message.variables:
+                unpack_variables(message.variables, self._pickling, context)
+        except Exception as error:
+            self._answer_raised(message.job, error, 0.0, "a job that could not be opened")
+            return
+        self._running[message.job] = None
+        self._weight += message.weight
+        if known.is_async:
+            self._fork(message, known, known.call, arguments, context)
+        else:
+            self._call(message, known, arguments, context)
+
+    def _call(
+        self, message: StartJob, known: _Known, arguments: tuple[Any, ...], context: contextvars.Context
+    ) -> None:
+        if known.seconds > _QUICK_SECONDS:
+            self._link.flush()  # nobody's result waits for a long job to end
+        started = time.perf_counter()
+        try:
+            value = _call_outside_of_the_loop(context, known.call, arguments)
+        except BaseException as error:  # SystemExit too is the job's failure, not the domain's end
+            seconds = time.perf_counter() - started
+            known.add_run(seconds)
+            self._end(message)
+            self._answer_raised(message.job, error, seconds, f"job {known.name!r}")
+            return
+        seconds = time.perf_counter() - started
+        known.add_run(seconds)
+        if value is not None and inspect.isawaitable(value):
+            self._fork(message, known, lambda: value, (), context)
+            return
+        self._end(message)
+        self._answer_returned(message, value, seconds, known.name)
+
+    def _fork(
+        self,
+        message: StartJob,
+        known: _Known,
+        call: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        context: contextvars.Context,
+    ) -> None:
+        # The scope is there before the fiber runs: the job may be cancelled in between.
+        scope = self._running[message.job] = CancelScope()
+        self._switch.fork(self._await, scope, message, known, call, arguments, name=known.name, context=context)
+
+    async def _await(
+        self,
+        scope: CancelScope,
+        message: StartJob,
+        known: _Known,
+        call: Callable[..., Any],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        started = time.perf_counter()
+        with scope:
+            try:
+                fiber.check()
+                value = await call(*arguments)
+            except BaseException as error:
+                self._end(message)
+                self._answer_raised(message.job, error, time.perf_counter() - started, f"job {known.name!r}")
+            else:
+                self._end(message)
+                self._answer_returned(message, value, time.perf_counter() - started, known.name)
+        self._schedule_pump()
+
+    def _end(self, message: StartJob) -> None:
+        del self._running[message.job]
+        self._weight -= message.weight
+
+    def _answer_returned(self, message: StartJob, value: object, seconds: float, name: str) -> None:
+        if value is None:
+            self._conversation.send(JobReturned(message.job, b"", seconds, 0))
+            return
+        try:
+            payload = self._pickling.dumps(value, f"the result of job {name!r}")
+        except NotPicklable as error:
+            self._answer_raised(message.job, error, seconds, f"job {name!r}")
+            return
+        answer = JobReturned(message.job, payload.data, seconds, len(payload.buffers))
+        self._conversation.send(answer, payload.buffers)
+
+    def _answer_raised(self, job: int, error: BaseException, seconds: float, what: str) -> None:
+        domain = current()
+        where = f"{what} in domain {domain.name!r} (process {domain.pid})"
+        payload = pack_failure(error, self._pickling, where)
+        self._conversation.send(JobRaised(job, payload.data, seconds, len(payload.buffers)), payload.buffers)
+
+
+def _call_outside_of_the_loop(
+    context: contextvars.Context, f: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Any:
+    """Call a plain job as if no event loop ran in this thread, so that it may run one of its own."""
+    loop = asyncio.get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        return context.run(f, *arguments)
+    finally:
+        asyncio._set_running_loop(loop)

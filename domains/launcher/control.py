@@ -1,0 +1,161 @@
+"""What a parent and its launcher say to each other: launch, signal; started, ended.
+
+They share one stream socket that nobody else has. Each message is a length and a msgpack body; the file
+descriptors that a launch carries travel beside its first byte. End-of-file is the news that the other one is
+gone, and the launcher acts on it: no domain outlives the parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from msgspec import Struct
+
+_LENGTH = struct.Struct("!I")
+_MOST_DESCRIPTORS = 64
+_READ_BYTES = 1 << 16
+
+
+class Birth(Struct, array_like=True):
+    """All that a new domain must know before it can talk to its parent.
+
+    `link` and `description` tell the kind of link and how to open it; `descriptors` names the inherited file
+    descriptors in the order in which they were sent.
+    """
+
+    domain: int
+    name: str
+    parent_pid: int
+    link: str
+    description: bytes
+    descriptors: list[str]
+    sys_path: list[str]
+    argv: list[str]
+    directory: str
+
+
+class Launch(Struct, tag=1, array_like=True):
+    birth: Birth
+
+
+class Signal(Struct, tag=2, array_like=True):
+    """Send a signal to a domain that the launcher has not reaped, and to its process group with it if asked."""
+
+    domain: int
+    signal: int
+    group: bool
+
+
+class Started(Struct, tag=4, array_like=True):
+    domain: int
+    pid: int
+
+
+class NotStarted(Struct, tag=5, array_like=True):
+    domain: int
+    why: str
+
+
+class Ended(Struct, tag=6, array_like=True):
+    """`status` as `os.waitstatus_to_exitcode` gives it; `crash` is what the interpreter wrote as it crashed."""
+
+    domain: int
+    status: int
+    crash: str
+
+
+ControlMessage = Launch | Signal | Started | NotStarted | Ended
+
+
+class ControlSocket:
+    """One end of the socket between a parent and its launcher; never blocks.
+
+    Owns the socket and the descriptors it received and nobody has taken yet; `close` closes them.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
+        self._incoming = bytearray()
+        self._descriptors: deque[int] = deque()
+        self._decoder = msgspec.msgpack.Decoder(ControlMessage)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: ControlMessage, descriptors: Sequence[int] = ()) -> None:
+        """Queue a message; descriptors are duplicated, the caller keeps its own. `write` sends it."""
+        body = msgspec.msgpack.encode(message)
+        duplicates = [os.dup(descriptor) for descriptor in descriptors]
+        self._outgoing.append((memoryview(_LENGTH.pack(len(body)) + body), duplicates))
+
+    def write(self) -> bool:
+        """Write what the socket takes. True when nothing is left; raises OSError when the peer is gone."""
+        while self._outgoing:
+            data, descriptors = self._outgoing[0]
+            try:
+                if descriptors:
+                    sent = socket.send_fds(self._socket, [data], descriptors)
+                else:
+                    sent = self._socket.send(data)
+            except (BlockingIOError, InterruptedError):
+                return False
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if sent == len(data):
+                self._outgoing.popleft()
+            else:
+                self._outgoing[0] = (data[sent:], [])
+        return True
+
+    def read(self) -> Iterator[ControlMessage]:
+        """The messages that have arrived. Raises EOFError, after them, when the peer is gone."""
+        gone = False
+        while True:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._socket, _READ_BYTES, _MOST_DESCRIPTORS)
+            except (BlockingIOError, InterruptedError):
+                break
+            except ConnectionError:
+                data, descriptors = b"", []
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)
+            self._descriptors.extend(descriptors)
+            if not data:
+                gone = True
+                break
+            self._incoming += data
+        while len(self._incoming) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._incoming)
+            if len(self._incoming) < _LENGTH.size + length:
+                break
+            body = bytes(self._incoming[_LENGTH.size : _LENGTH.size + length])
+            del self._incoming[: _LENGTH.size + length]
+            yield self._decoder.decode(body)
+        if gone:
+            raise EOFError
+
+    def take_descriptors(self, count: int) -> list[int]:
+        """The next so many descriptors that arrived; the caller owns them from now on."""
+        return [self._descriptors.popleft() for _ in range(count)]
+
+    def hang_up(self) -> None:
+        """Nothing more will be sent; what the peer still says can be read."""
+        with contextlib.suppress(OSError):  # the peer may be gone already
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        for _, descriptors in self._outgoing:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._outgoing.clear()
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
+        self._socket.close()

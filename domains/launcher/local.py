@@ -1,0 +1,219 @@
+"""Domains as processes of this machine, forked by a launcher that is started once, when first needed.
+
+The parent holds one socket to the launcher. If the launcher dies, its domains die with it: their endings are told
+like any other, and the next launch starts a new launcher. Closing ends the launcher and waits for it, so that
+nothing is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+
+from domains.errors import DomainUnavailable
+from domains.ipc.link import Codec
+from domains.launcher.control import (
+    Birth,
+    ControlMessage,
+    ControlSocket,
+    Ended,
+    Launch,
+    NotStarted,
+    Signal,
+    Started,
+)
+from domains.launcher.links import LinkKind
+from domains.launcher.provider import DomainProcess, Ending, Provider
+from domains.scheduler.cancel import move_on_after, protect
+from domains.scheduler.promise import Promise
+
+_CLOSING_SECONDS = 5.0
+
+_BOOT = (
+    "import sys; fd = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; sys.argv[:] = ['']\n"
+    "from domains.launcher.process import main\n"
+    "from domains.domain_main import become_domain\n"
+    "main(fd, become_domain)\n"
+)
+
+
+class LocalProcess(DomainProcess):
+    """A domain forked by the launcher."""
+
+    def __init__(self, launcher: _LauncherConnection, domain: int) -> None:
+        self.pid = None
+        self._launcher = launcher
+        self._domain = domain
+        self._ending: Ending | None = None
+        self._callbacks: list[Callable[[Ending], None]] = []
+
+    def when_ended(self, callback: Callable[[Ending], None]) -> None:
+        if self._ending is not None:
+            callback(self._ending)
+        else:
+            self._callbacks.append(callback)
+
+    def send_signal(self, number: int, *, group: bool = False) -> None:
+        if self._ending is None:
+            self._launcher.send(Signal(self._domain, number, group))
+
+    def ended(self, ending: Ending) -> None:
+        """Called once by the connection to the launcher."""
+        assert self._ending is None
+        self._ending = ending
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(ending)
+
+
+class _LauncherConnection:
+    """One launcher process, from its start to its end, and the domains that it has forked."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        try:
+            path = [entry or os.getcwd() for entry in sys.path]
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+                    "-c",
+                    _BOOT,
+                    str(theirs.fileno()),
+                    *path,
+                ],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # the terminal's Ctrl-C is for the parent, which tells the domains
+            )
+        except OSError as error:
+            ours.close()
+            raise DomainUnavailable(f"the launcher process could not be started: {error}") from error
+        finally:
+            theirs.close()
+        self._control = ControlSocket(ours)
+        self._loop = asyncio.get_running_loop()
+        self._processes: dict[int, LocalProcess] = {}
+        self._loop.add_reader(self._control.fileno(), self._read)
+        self._writing = False
+        self.gone = False
+        self.ended, self._end = Promise[None].create("the end of the launcher")
+
+    def launch(self, birth: Birth, descriptors: list[int]) -> LocalProcess:
+        process = self._processes[birth.domain] = LocalProcess(self, birth.domain)
+        self.send(Launch(birth), descriptors)
+        return process
+
+    def send(self, message: ControlMessage, descriptors: list[int] | None = None) -> None:
+        if not self.gone:
+            self._control.send(message, descriptors or ())
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            done = self._control.write()
+        except OSError:
+            return  # it is gone; the reader is about to say so
+        if done and self._writing:
+            self._loop.remove_writer(self._control.fileno())
+        elif not done and not self._writing:
+            self._loop.add_writer(self._control.fileno(), self._write)
+        self._writing = not done
+
+    def _read(self) -> None:
+        try:
+            for message in self._control.read():
+                self._hear(message)
+        except EOFError:
+            self._lost()
+
+    def _hear(self, message: ControlMessage) -> None:
+        if isinstance(message, Started):
+            self._processes[message.domain].pid = message.pid
+        elif isinstance(message, NotStarted):
+            self._processes.pop(message.domain).ended(Ending(None, None, why=message.why))
+        elif isinstance(message, Ended):
+            status = message.status
+            ending = Ending(
+                status if status >= 0 else None, -status if status < 0 else None, message.crash or None
+            )
+            self._processes.pop(message.domain).ended(ending)
+
+    def _lost(self) -> None:
+        """The launcher is gone: whether it was asked to go or not, no domain of its lives on."""
+        self.gone = True
+        self._loop.remove_reader(self._control.fileno())
+        if self._writing:
+            self._loop.remove_writer(self._control.fileno())
+        self._control.close()
+        self.process.wait()  # its socket closed as it ended
+        why = f"its launcher process {self.process.pid} ended with status {self.process.returncode}"
+        processes, self._processes = self._processes, {}
+        for process in processes.values():
+            if process.pid is not None and not sys.platform.startswith("linux"):
+                with contextlib.suppress(ProcessLookupError):  # Linux kills them by their parent-death signal
+                    os.killpg(process.pid, 9)
+            process.ended(Ending(None, None, why=why))
+        self._end.resolve(None)
+
+    def hang_up(self) -> None:
+        """Say that nothing more comes: the launcher ends its domains and itself, and `ended` is resolved."""
+        self._control.hang_up()
+
+
+class LocalProvider(Provider):
+    """Starts domains on this machine, over the given kind of link."""
+
+    def __init__(self, kind: LinkKind) -> None:
+        self._kind = kind
+        self._connection: _LauncherConnection | None = None
+
+    def launch(
+        self, domain: int, name: str, codec: Codec, descriptors: Mapping[str, int]
+    ) -> DomainProcess:
+        connection = self._connect()
+        offer = self._kind.offer(codec, name)
+        inherited = {**descriptors, **offer.descriptors}
+        birth = Birth(
+            domain=domain,
+            name=name,
+            parent_pid=os.getpid(),
+            link=self._kind.name,
+            description=offer.description,
+            descriptors=list(inherited),
+            sys_path=[entry or os.getcwd() for entry in sys.path],
+            argv=list(sys.argv),
+            directory=os.getcwd(),
+        )
+        try:
+            process = connection.launch(birth, list(inherited.values()))
+        finally:
+            offer.release()
+        process.link = offer.link
+        return process
+
+    def _connect(self) -> _LauncherConnection:
+        if self._connection is None or self._connection.gone:
+            self._connection = _LauncherConnection()
+        return self._connection
+
+    def warm_up(self) -> None:
+        """Start the launcher now, so that it is ready when the first domain is asked for."""
+        self._connect()
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and not connection.gone:
+            connection.hang_up()
+            with protect():
+                with move_on_after(_CLOSING_SECONDS) as overdue:
+                    await connection.ended
+                if overdue.cancelled:  # stopped by a debugger or a SIGSTOP; its domains die with it
+                    connection.process.kill()
+                    await connection.ended
+        self._kind.close()

@@ -1,0 +1,220 @@
+"""The launcher process: forks each domain from a warm image, reaps it, and outlives the parent to end it.
+
+It is started once by `domains.launcher.local`, imports what a domain needs, and has a single thread for all its
+life, so forking is safe. Invariants: every domain it forked is in `_children` until it is reaped, so a signal
+never goes to somebody else's process; when the control socket closes, every domain is gone within
+`PARTING_SECONDS`, whatever it is doing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import select
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from domains.launcher.control import (
+    Birth,
+    ControlMessage,
+    ControlSocket,
+    Ended,
+    Launch,
+    NotStarted,
+    Signal,
+    Started,
+)
+
+PARTING_SECONDS = 0.3
+"""How long domains may unwind by themselves after their parent has gone, before they are killed."""
+
+_CRASH_BYTES = 1 << 16
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+class Launcher:
+    """The launcher's state: its domains, by number."""
+
+    def __init__(self, control: ControlSocket) -> None:
+        self._control = control
+        self._children: dict[int, tuple[int, int]] = {}  # domain -> its process, its crash report's descriptor
+
+    def serve(self) -> tuple[Birth, dict[str, int], int] | None:
+        """Serve until the parent has hung up or gone; in a forked domain, return its birth instead."""
+        wake_read, wake_write = os.pipe()
+        os.set_blocking(wake_read, False)
+        os.set_blocking(wake_write, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler is what makes the wake-up descriptor work
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        while True:
+            try:
+                unsent = [] if self._control.write() else [self._control.fileno()]
+            except OSError:
+                break
+            readable, _, _ = select.select([self._control.fileno(), wake_read], unsent, [])
+            if wake_read in readable:
+                _drain(wake_read)
+                self._reap()
+            if self._control.fileno() in readable:
+                try:
+                    for message in self._control.read():
+                        birth = self._obey(message)
+                        if birth is not None:
+                            os.close(wake_read)
+                            os.close(wake_write)
+                            return birth
+                except EOFError:
+                    break
+        self._end_all()
+        return None
+
+    def _obey(self, message: ControlMessage) -> tuple[Birth, dict[str, int], int] | None:
+        if isinstance(message, Launch):
+            return self._fork(message.birth)
+        if isinstance(message, Signal):
+            child = self._children.get(message.domain)
+            if child is not None:
+                _signal_child(child[0], message.signal, group=message.group)
+        return None
+
+    def _fork(self, birth: Birth) -> tuple[Birth, dict[str, int], int] | None:
+        descriptors = self._control.take_descriptors(len(birth.descriptors))
+        crash = _anonymous_file()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(crash)
+            self._control.send(NotStarted(birth.domain, f"fork failed: {error}"))
+        else:
+            if pid == 0:
+                return birth, dict(zip(birth.descriptors, descriptors, strict=True)), crash
+            _lead_own_group(pid)
+            self._children[birth.domain] = (pid, crash)
+            self._control.send(Started(birth.domain, pid))
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return None
+
+    def _reap(self) -> None:
+        for domain, (pid, crash) in list(self._children.items()):
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            # What a domain started and left behind goes with it; before reaping, so that the number is its own.
+            _signal_group(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            del self._children[domain]
+            text = os.pread(crash, _CRASH_BYTES, 0).decode(errors="replace")
+            os.close(crash)
+            self._control.send(Ended(domain, os.waitstatus_to_exitcode(status), text))
+
+    def _end_all(self) -> None:
+        """The parent is gone: give the domains, which see that too, a moment; then kill them."""
+        deadline = time.monotonic() + PARTING_SECONDS
+        while self._children and time.monotonic() < deadline:
+            select.select([], [], [], 0.01)
+            self._reap()
+        for pid, _ in self._children.values():
+            _signal_child(pid, signal.SIGKILL, group=True)
+        for pid, _ in self._children.values():
+            os.waitpid(pid, 0)
+
+    def disown(self) -> None:
+        """In a forked domain: let go of what belongs to the launcher alone."""
+        self._control.close()
+        for _, crash in self._children.values():
+            os.close(crash)
+        self._children.clear()
+
+
+def main(control_descriptor: int, become_domain: Callable[[Birth, dict[str, int]], int]) -> NoReturn:
+    """Run the launcher over an inherited socket; in each forked process, run a domain. Never returns."""
+    # The terminal's signals are the parent's business; the domains hear from it.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    set_parent_death_signal = _find_parent_death_signal()
+    gc.collect()
+    gc.freeze()  # what is here now never becomes garbage: collecting would only unshare its pages
+    launcher = Launcher(ControlSocket(socket.socket(fileno=control_descriptor)))
+    launcher_pid = os.getpid()
+    born = launcher.serve()
+    if born is None:
+        sys.exit(0)
+    birth, descriptors, crash = born
+    _lead_own_group(0)
+    set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != launcher_pid:
+        os._exit(1)  # the launcher died before we asked to be told
+    _reset_process(launcher, birth, crash)
+    sys.exit(become_domain(birth, descriptors))
+
+
+def _reset_process(launcher: Launcher, birth: Birth, crash: int) -> None:
+    """Make a forked copy of the launcher a process of its own."""
+    import faulthandler  # a domain's, not the launcher's
+
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    launcher.disown()
+    faulthandler.enable(file=crash)
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    sys.path[:] = birth.sys_path
+    sys.argv[:] = birth.argv
+    try:
+        os.chdir(birth.directory)
+    except OSError:
+        os.chdir("/")  # the parent's directory is gone; anything but a surprise inside the launcher's
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _find_parent_death_signal() -> Callable[[int], None]:
+    """A function that has the kernel send us a signal when our parent dies, where there is such a thing."""
+    if not sys.platform.startswith("linux"):
+        return lambda number: None
+    import ctypes
+
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    return lambda number: prctl(_SET_PARENT_DEATH_SIGNAL, number, 0, 0, 0)
+
+
+def _anonymous_file() -> int:
+    """A file without a name, so that nothing is left whatever dies."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("domains-crash", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _drain(descriptor: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while os.read(descriptor, 4096):
+            pass
+
+
+def _lead_own_group(pid: int) -> None:
+    """Said by the launcher and by the child, so that the group is there whoever comes first."""
+    with contextlib.suppress(PermissionError, ProcessLookupError):
+        os.setpgid(pid, pid)
+
+
+def _signal_child(pid: int, number: int, *, group: bool) -> None:
+    os.kill(pid, number)  # not reaped yet, so the number is still its own
+    if group:
+        _signal_group(pid, number)
+
+
+def _signal_group(leader: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody may be left in it
+        os.killpg(leader, number)

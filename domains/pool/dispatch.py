@@ -1,0 +1,314 @@
+"""Which domain gets which job, and when.
+
+Invariants: jobs of one priority are sent in the order of their submission; a domain is sent jobs while the weights
+of those it has add up to less than 1.0, and, when jobs are short, some more ahead of time; what was sent ahead is
+taken back as soon as another domain could start it, or a job of a higher priority comes. A domain that dies is
+replaced, and what it had not begun goes to others. Every job ends exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle
+from domains.domain_manager import DomainManager
+from domains.errors import Cancelled, Closed, DomainsError, DomainUnavailable
+from domains.functions import Function
+from domains.job import Job, JobState
+from domains.pool.queue import JobQueue
+from domains.pool.stats import DomainStats, PoolStats
+from domains.protocol import FULL_WEIGHT
+from domains.scheduler.cancel import protect
+from domains.scheduler.promise import Promise
+from domains.scheduler.switch import Switch
+
+_AHEAD_SECONDS = 0.002
+"""How much work is sent ahead to a busy domain: more than a turn of the parent's loop takes."""
+
+_MOST_AHEAD = 1024
+"""The same as a number of jobs; well below `domains.ipc.claims.MOST_OFFERED`."""
+
+_MOST_FALSE_STARTS = 3
+"""After so many domains in a row that ended before they were ready, the pool gives up."""
+
+
+class _Member:
+    """One place in the pool: the domain that holds it now, and the weights of all jobs which that domain has."""
+
+    __slots__ = ("batch", "handle", "load", "waiting")
+
+    def __init__(self, handle: DomainHandle) -> None:
+        self.handle = handle
+        self.load = 0
+        self.batch: list[Job[Any]] = []  # chosen for it in this dispatch
+        self.waiting: Callable[[], None] | None = None  # withdraws our wait for its congested link
+
+    @property
+    def jobs(self) -> int:
+        return len(self.handle.jobs) + len(self.batch)
+
+
+class Dispatcher:
+    """The queue of a pool and its domains. Starts the domains at once; belongs to the running loop."""
+
+    def __init__(self, manager: DomainManager, count: int) -> None:
+        self.size = count
+        self._manager = manager
+        self._loop = asyncio.get_running_loop()
+        self._queue = JobQueue()
+        self._members: dict[DomainHandle, _Member] = {}
+        self._closed: DomainsError | None = None
+        self._unfinished = 0
+        self._when_idle: list[Callable[[], object]] = []
+        self._scheduled = False
+        self._job_seconds: float | None = None
+        self._sent_priority = 0
+        self._false_starts = 0
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._kill_members)
+            for _ in range(count):
+                self._recruit()
+            on_failure.pop_all()
+
+    def check_open(self) -> None:
+        """Raises Closed, or why the pool cannot work, when no job may be submitted any more."""
+        if self._closed is not None:
+            raise self._closed
+
+    def push(
+        self,
+        function: Function,
+        arguments: tuple[Any, ...],
+        weight: int,
+        priority: int = 0,
+        retries: int = 0,
+        on_end: Callable[[Job[Any]], None] | None = None,
+    ) -> Job[Any]:
+        """Queue a job; `on_end(job)` is called when it has ended. Raises NotPicklable, or as `check_open`."""
+        self.check_open()
+        ended = self._job_ended
+        if on_end is not None:
+
+            def ended(job: Job[Any]) -> None:
+                self._job_ended(job)
+                on_end(job)
+
+        job: Job[Any] = Job(
+            function, arguments, self._manager.pickling, weight, priority, self.cancel, ended, retries
+        )
+        self._unfinished += 1
+        self._queue.push(job)
+        self._schedule()
+        return job
+
+    def cancel(self, job: Job[Any], reason: BaseException) -> None:
+        """End a job that nobody wants any more: at once if it waits here, else where it is."""
+        if job.state is JobState.SENT and job.weight and self._members[job.holder].load > FULL_WEIGHT:
+            # It may wait behind a long job in a domain that reads nothing: try to have it back first.
+            self._take_back([self._members[job.holder]])
+            self._schedule()
+        if job.state is JobState.QUEUED:
+            job.fail(Cancelled(reason))
+            self._queue.cancelled()
+        elif job.state is JobState.SENT:
+            job.holder.cancel(job, reason)
+
+    def stats(self) -> PoolStats:
+        domains = tuple(
+            DomainStats(handle.name, handle.pid, member.jobs, member.load / FULL_WEIGHT)
+            for handle, member in self._members.items()
+        )
+        running = sum(domain.jobs for domain in domains)
+        return PoolStats(len(self._queue), running, sum(domain.weight for domain in domains), domains)
+
+    # The pool's end
+
+    async def all_ended(self) -> None:
+        """Wait until no job waits or runs."""
+        if self._unfinished:
+            idle, resolver = Promise[None].create("the end of a pool's jobs")
+            self._when_idle.append(lambda: resolver.try_resolve(None))
+            await idle
+
+    async def finish(self) -> None:
+        """Close the domains once their jobs have ended."""
+        self._close()
+        await self._close_members(FINISHING_SECONDS)
+
+    async def abandon(self, reason: BaseException) -> None:
+        """Cancel every job and close the domains; those that do not come to an end are killed."""
+        self._close()
+        if isinstance(reason, Cancelled) and reason.reason is not None:
+            reason = reason.reason
+        for job in self._queue.clear():
+            job.fail(Cancelled(reason))
+        for handle in self._members:
+            handle.cancel_jobs(reason)
+        await self._close_members(CANCELLING_SECONDS)
+
+    def _close(self) -> None:
+        self._closed = Closed("the executor pool is closed: submit inside its `async with` block")
+
+    async def _close_members(self, seconds: float) -> None:
+        with protect():
+            async with Switch(name="closing a pool") as switch:
+                for handle in list(self._members):
+                    switch.fork(handle.close, seconds)
+
+    def _kill_members(self) -> None:
+        self._close()
+        for handle in list(self._members):
+            handle.kill()
+
+    # Domains come and go
+
+    def _recruit(self) -> None:
+        handle = self._manager.open()
+        self._members[handle] = _Member(handle)
+        handle.conversation.after_frame(self._dispatch_after_answers)
+        handle.when_answered(self._answered)
+        handle.when_ended(self._domain_ended)
+
+    def _domain_ended(self, handle: DomainHandle) -> None:
+        member = self._members.pop(handle)
+        if member.waiting is not None:
+            member.waiting()
+        for job in handle.jobs.values():
+            job.holder = None
+        if self._closed is not None:
+            return
+        self._queue.put_back(handle.recover())
+        self._false_starts = 0 if handle.was_ready else self._false_starts + 1
+        if self._false_starts >= _MOST_FALSE_STARTS:
+            self._give_up(handle)
+            return
+        try:
+            self._recruit()
+        except DomainsError as error:
+            self._break(error)
+        self._schedule()
+
+    def _give_up(self, handle: DomainHandle) -> None:
+        failure = DomainUnavailable(
+            f"the pool's domains cannot start: {_MOST_FALSE_STARTS} in a row ended before they were ready; "
+            f"the last: {handle.error()}"
+        )
+        failure.__cause__ = handle.error()
+        self._break(failure)
+
+    def _break(self, failure: DomainsError) -> None:
+        """Nothing can be run any more, unless a domain still lives: those who wait are told why."""
+        if not self._members:
+            self._closed = failure
+            for job in self._queue.clear():
+                job.fail(failure)
+
+    # Jobs come and go
+
+    def _job_ended(self, job: Job[Any]) -> None:
+        self._unfinished -= 1
+        if not self._unfinished:
+            callbacks, self._when_idle = self._when_idle, []
+            for callback in callbacks:
+                callback()
+
+    def _answered(self, job: Job[Any], seconds: float) -> None:
+        assert job.holder is not None
+        self._members[job.holder].load -= job.weight
+        job.holder = None
+        if job.weight == FULL_WEIGHT:
+            known = self._job_seconds
+            self._job_seconds = seconds if known is None else known + (seconds - known) / 16
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch_now)
+
+    def _dispatch_now(self) -> None:
+        self._scheduled = False
+        self._dispatch_after_answers()
+
+    def _dispatch_after_answers(self) -> None:
+        """Send what can be sent; called when jobs were submitted and when domains have answered."""
+        queue = self._queue
+        if not len(queue):
+            self._rebalance()
+            return
+        chosen: list[_Member] = []
+        while (job := queue.first()) is not None:
+            if job.priority > self._sent_priority:
+                self._take_back(self._members.values())
+                self._sent_priority = job.priority
+                continue
+            member = self._choose(job.weight)
+            if member is None:
+                break
+            queue.pop()
+            self._sent_priority = job.priority
+            member.load += job.weight
+            job.holder = member.handle
+            if not member.batch:
+                chosen.append(member)
+            member.batch.append(job)
+        for member in chosen:
+            batch, member.batch = member.batch, []
+            member.handle.start(batch)
+            member.handle.link.flush()
+
+    def _choose(self, weight: int) -> _Member | None:
+        """The domain for the next job, or None when it has to wait."""
+        best: _Member | None = None
+        for member in self._members.values():
+            if not member.handle.takes_jobs or self._is_congested(member):
+                continue
+            if best is None or (member.load, member.jobs if not weight else 0) < (
+                best.load,
+                best.jobs if not weight else 0,
+            ):
+                best = member
+        if best is None or not weight or best.load < FULL_WEIGHT:
+            return best
+        ahead = best.load - FULL_WEIGHT
+        return best if ahead < self._jobs_ahead() * weight and best.jobs < _MOST_AHEAD else None
+
+    def _jobs_ahead(self) -> int:
+        """How many jobs to send to a domain beyond what it can start now."""
+        seconds = self._job_seconds
+        if seconds is None:
+            return 1
+        return min(_MOST_AHEAD, int(_AHEAD_SECONDS / max(seconds, 1e-7)))
+
+    def _is_congested(self, member: _Member) -> bool:
+        if not member.handle.link.is_congested:
+            return False
+        if member.waiting is None:
+
+            def writable() -> None:
+                member.waiting = None
+                self._schedule()
+
+            member.waiting = member.handle.link.when_writable(writable)
+        return True
+
+    def _rebalance(self) -> None:
+        """Nothing waits here: if a domain could start what another was sent ahead, take that back and send it."""
+        members = self._members.values()
+        if any(m.load < FULL_WEIGHT and m.handle.takes_jobs for m in members) and any(m.load > FULL_WEIGHT and m.jobs > 1 for m in members):
+            self._take_back(self._members.values())
+            if len(self._queue):
+                self._dispatch_after_answers()
+
+    def _take_back(self, members: Iterable[_Member]) -> None:
+        """Have what was sent ahead to these back in the queue."""
+        taken: list[Job[Any]] = []
+        for member in members:
+            if member.load > FULL_WEIGHT:
+                for job in member.handle.take_back():
+                    member.load -= job.weight
+                    job.holder = None
+                    taken.append(job)
+        self._queue.put_back(taken)

@@ -1,0 +1,168 @@
+"""The executor pool: runs weighted jobs in long-lived domains, for the length of an `async with` block.
+
+This is the face that users see: what a call means, and the pool's life. Which domain gets which job is decided in
+`domains.pool.dispatch`. Every job that was submitted ends exactly once. Used from the thread of its event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Literal, TypeVar, TypeVarTuple, overload
+
+from domains.domain_manager import DomainManager
+from domains.errors import Closed
+from domains.job import Job
+from domains.pool.dispatch import Dispatcher
+from domains.pool.mapping import map_over
+from domains.pool.stats import PoolStats
+from domains.pool.weight import checked_weight
+from domains.scheduler import fiber
+from domains.scheduler.cancel import timeout as time_limit
+from domains.scheduler.promise import Promise
+from domains.scheduler.switch import Switch
+
+T = TypeVar("T")
+X = TypeVar("X")
+Ts = TypeVarTuple("Ts")
+
+class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
+    """Runs jobs in `domain_count` domains of its own, for the length of an `async with` block.
+
+    Leaving the block waits for the jobs that were submitted; leaving it by an exception or a cancellation cancels
+    them. Raises ValueError for a `domain_count` below 1; the default is the number of cores that this process may use.
+    """
+
+    def __init__(self, domain_mgr: DomainManager, *, domain_count: int | None = None) -> None:
+        if domain_count is None:
+            domain_count = domain_mgr.default_count
+        if type(domain_count) is not int:
+            raise TypeError(f"domain_count must be an int, not {type(domain_count).__name__} {domain_count!r}")
+        if domain_count < 1:
+            raise ValueError(f"domain_count must be at least 1, but is {domain_count}")
+        self._manager = domain_mgr
+        self._count = domain_count
+        self._dispatch: Dispatcher | None = None
+
+    async def __aenter__(self) -> ExecutorPool:
+        fiber.check()
+        if self._dispatch is not None:
+            raise RuntimeError("an executor pool can be entered only once")
+        self._dispatch = Dispatcher(self._manager, self._count)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._dispatch is not None
+        if error is None:
+            try:
+                await self._dispatch.all_ended()
+            except asyncio.CancelledError as cancelled:
+                await self._dispatch.abandon(cancelled)
+                raise
+            await self._dispatch.finish()
+        else:
+            await self._dispatch.abandon(error)
+
+    # Submitting
+
+    @overload
+    async def submit(
+        self,
+        f: Callable[[*Ts], Awaitable[T]],
+        *args: *Ts,
+        weight: float,
+        timeout: float | None = None,
+        retries: int = 0,
+        priority: int = 0,
+    ) -> T: ...
+    @overload
+    async def submit(
+        self,
+        f: Callable[[*Ts], T],
+        *args: *Ts,
+        weight: float,
+        timeout: float | None = None,
+        retries: int = 0,
+        priority: int = 0,
+    ) -> T: ...
+    async def submit(
+        self,
+        f: Callable[..., Any],
+        *args: Any,
+        weight: float,
+        timeout: float | None = None,
+        retries: int = 0,
+        priority: int = 0,
+    ) -> Any:
+        """Run `f(*args)`, plain or `async`, in one of the domains, and return its result.
+
+        `weight` is the share of a core that it is expected to use, 0.0 to 1.0. After `timeout` seconds it is cancelled
+        and TimeoutError raised. If its domain dies it is run again, up to `retries` times. Of two jobs that wait, the
+        one with the higher `priority` starts first.
+
+        Raises what the job raises, with the remote traceback; DomainDied if its domain dies; NotPicklable; Closed
+        after the end of the pool; ValueError or TypeError for a weight that is none. Cancelling it cancels the job
+        where it runs, and waits until it has ended.
+        """
+        fiber.check()
+        job = self._make(f, args, checked_weight(weight), priority, retries)
+        if timeout is None:
+            return await job.outcome()
+        with time_limit(timeout):
+            return await job.outcome()
+
+    @overload
+    def submit_fork(
+        self, switch: Switch, f: Callable[[*Ts], Awaitable[T]], *args: *Ts, weight: float
+    ) -> Promise[T]: ...
+    @overload
+    def submit_fork(self, switch: Switch, f: Callable[[*Ts], T], *args: *Ts, weight: float) -> Promise[T]: ...
+    def submit_fork(self, switch: Switch, f: Callable[..., Any], *args: Any, weight: float) -> Promise[Any]:
+        """Submit a job that belongs to a switch, without waiting: its outcome comes to the promise.
+
+        The switch waits for the job, and cancels it when it is cancelled. Raises at once what is wrong with the call.
+        """
+        job = self._make(f, args, checked_weight(weight), 0, 0)
+        job.belong_to(switch)
+        return job.promise
+
+    def map(
+        self,
+        f: Callable[[X], Awaitable[T]] | Callable[[X], T],
+        xs: Iterable[X] | AsyncIterable[X],
+        *,
+        weight: float,
+        ordered: bool = True,
+        buffer: int | None = None,
+        chunk: int | Literal["auto"] = "auto",
+    ) -> AsyncIterator[T]:
+        """The results of `f` for each of `xs`, which may be of any length and is read only as far as needed.
+
+        In the order of `xs`, or as they finish if not `ordered`. At most `buffer` items are under way or waiting to
+        be taken at a time. Items go in groups of `chunk`, or of a size that follows how long they take. The first
+        failure is raised, and cancels the rest; so does leaving the loop early.
+        """
+        dispatch = self._open()
+        return map_over(dispatch, self._manager.catalogue, f, xs, checked_weight(weight), ordered, buffer, chunk)
+
+    def stats(self) -> PoolStats:
+        """What the pool is doing at this moment."""
+        return self._open().stats()
+
+    def _open(self) -> Dispatcher:
+        """The dispatcher, while jobs may be submitted; raises Closed otherwise."""
+        if self._dispatch is None:
+            raise Closed("the executor pool is not open yet: submit inside its `async with` block")
+        self._dispatch.check_open()
+        return self._dispatch
+
+    def _make(
+        self, f: Callable[..., Any], arguments: tuple[Any, ...], weight: int, priority: int, retries: int
+    ) -> Job[Any]:
+        dispatch = self._open()
+        function = self._manager.catalogue.add(f)
+        return dispatch.push(function, arguments, weight, priority, retries)

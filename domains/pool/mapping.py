@@ -1,0 +1,144 @@
+"""`map` over a pool: reads its input only as far as results are taken, in groups whose size follows their cost.
+
+At any time at most `buffer` items (or `_GROUPS_PER_DOMAIN` groups a domain) are under way or wait to be taken. However
+the iteration ends, nothing of it runs on: the groups under way are cancelled and waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
+from itertools import islice
+from typing import Any, Literal
+
+from domains.errors import Cancelled
+from domains.functions import FunctionCatalogue
+from domains.job import Job
+from domains.pool.dispatch import Dispatcher
+from domains.scheduler.stream import Stream
+
+_GROUPS_PER_DOMAIN = 4
+_GROUP_SECONDS = 0.005
+"""How long a group should take: long against the cost of sending it, short against a user's patience."""
+
+_MOST_IN_GROUP = 8192
+_GROWTH = 8
+
+
+def map_over(
+    dispatch: Dispatcher,
+    catalogue: FunctionCatalogue,
+    f: Callable[[Any], Any],
+    xs: Iterable[Any] | AsyncIterable[Any],
+    weight: int,
+    ordered: bool,
+    buffer: int | None,
+    chunk: int | Literal["auto"],
+) -> AsyncIterator[Any]:
+    """Check the arguments, at the call and not at the first result, and start nothing yet."""
+    if chunk != "auto" and (type(chunk) is not int or chunk < 1):
+        raise ValueError(f"chunk must be 'auto' or an int of at least 1, but is {chunk!r}")
+    if buffer is not None and (type(buffer) is not int or buffer < 1):
+        raise ValueError(f"buffer must be None or an int of at least 1, but is {buffer!r}")
+    return _map(dispatch, catalogue, f, xs, weight, ordered, buffer, _GroupSize(f, chunk, buffer, dispatch.size))
+
+
+class _GroupSize:
+    """How many items to send at a time: grows while groups are too quick, shrinks when they are slow."""
+
+    def __init__(
+        self, f: Callable[[Any], Any], chunk: int | Literal["auto"], buffer: int | None, domains: int
+    ) -> None:
+        self._fixed = chunk != "auto" or inspect.iscoroutinefunction(f)
+        self.items = chunk if chunk != "auto" else 1
+        self._most = _MOST_IN_GROUP if buffer is None else max(1, min(_MOST_IN_GROUP, buffer // (2 * domains)))
+
+    def learn(self, items: int, seconds: float) -> None:
+        if not self._fixed:
+            fitting = int(items * _GROUP_SECONDS / max(seconds, 1e-6))
+            self.items = max(1, min(fitting, self.items * _GROWTH, self._most))
+
+
+async def _map(
+    dispatch: Dispatcher,
+    catalogue: FunctionCatalogue,
+    f: Callable[[Any], Any],
+    xs: Iterable[Any] | AsyncIterable[Any],
+    weight: int,
+    ordered: bool,
+    buffer: int | None,
+    group_size: _GroupSize,
+) -> AsyncIterator[Any]:
+    single = inspect.iscoroutinefunction(f)
+    function = catalogue.add(f if single else partial(_run_group, f))
+    most = dispatch.size * _GROUPS_PER_DOMAIN if buffer is None else buffer
+    read = _reader(xs)
+    under_way: deque[tuple[Job[Any], int]] = deque()
+    sizes: dict[Job[Any], int] = {}
+    finished: Stream[Job[Any]] = Stream(2**62)
+    exhausted = False
+    taken = 0
+
+    def ended(job: Job[Any]) -> None:
+        if not ordered:
+            finished.add_nonblocking(job)
+
+    try:
+        while True:
+            while not exhausted and (len(sizes) < most if buffer is None else taken < buffer):
+                room = group_size.items if buffer is None else min(group_size.items, buffer - taken)
+                group = await read(room)
+                exhausted = len(group) < room
+                if group:
+                    arguments = (group[0],) if single else (group,)
+                    job = dispatch.push(function, arguments, weight, on_end=ended)
+                    sizes[job] = len(group)
+                    taken += len(group)
+                    under_way.append((job, len(group)))
+            if not sizes:
+                return
+            if ordered:
+                job, _ = under_way.popleft()
+            else:
+                job = await finished.take()
+            values = await job.promise
+            size = sizes.pop(job)
+            group_size.learn(size, job.seconds)
+            for value in (values,) if single else values:
+                yield value
+            taken -= size
+    finally:
+        for job in sizes:
+            job.cancel(Cancelled())
+        for job in sizes:
+            await job.ended()
+
+
+def _run_group(f: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    return [f(item) for item in items]
+
+
+def _reader(xs: Iterable[Any] | AsyncIterable[Any]) -> Callable[[int], Awaitable[list[Any]]]:
+    """A function that reads the next so many items; fewer come only at the end."""
+    if isinstance(xs, AsyncIterable):
+        waiting = aiter(xs)
+
+        async def read_waiting(count: int) -> list[Any]:
+            items: list[Any] = []
+            while len(items) < count:
+                try:
+                    items.append(await anext(waiting))
+                except StopAsyncIteration:
+                    break
+            return items
+
+        return read_waiting
+    ready = iter(xs)
+
+    async def read_ready(count: int) -> list[Any]:
+        return list(islice(ready, count))
+
+    return read_ready

@@ -1,0 +1,101 @@
+"""The jobs that wait in the parent: first come, first served within a priority, higher priorities first.
+
+Pushing and popping cost the same however many wait. A cancelled job is only marked, and passed over when its turn
+comes; when more than half of what lies here is cancelled, it is swept out, so memory follows what really waits.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import Any
+
+from domains.job import Job, JobState
+
+_SWEEP_AT_LEAST = 64
+
+
+class JobQueue:
+    """A priority queue of jobs that keeps the order of submission."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[int, deque[Job[Any]]] = {}
+        self._priorities: list[int] = []  # ascending, each with a lane that is not empty
+        self._waiting = 0
+        self._cancelled = 0
+
+    def __len__(self) -> int:
+        """How many jobs wait, not counting cancelled ones."""
+        return self._waiting
+
+    def push(self, job: Job[Any]) -> None:
+        """Add a job behind all others of its priority."""
+        self._lane(job.priority).append(job)
+        self._waiting += 1
+
+    def put_back(self, jobs: Iterable[Job[Any]]) -> None:
+        """Return jobs that were popped before, each to its place before all that were submitted after it."""
+        for job in sorted(jobs, key=attrgetter("sequence"), reverse=True):
+            lane = self._lane(job.priority)
+            if lane and lane[0].sequence < job.sequence:
+                # A job put back earlier stands before it: find the place. Rare, and near the front.
+                place = bisect.bisect_left(lane, job.sequence, key=attrgetter("sequence"))
+                lane.insert(place, job)
+            else:
+                lane.appendleft(job)
+            self._waiting += 1
+
+    def first(self) -> Job[Any] | None:
+        """The job whose turn it is, left where it is."""
+        while self._priorities:
+            lane = self._lanes[self._priorities[-1]]
+            while lane:
+                if lane[0].state is JobState.QUEUED:
+                    return lane[0]
+                lane.popleft()
+                self._cancelled -= 1
+            self._remove_last_lane()
+        return None
+
+    def pop(self) -> Job[Any]:
+        """Take the job that `first` has just returned."""
+        lane = self._lanes[self._priorities[-1]]
+        job = lane.popleft()
+        assert job.state is JobState.QUEUED
+        self._waiting -= 1
+        if not lane:
+            self._remove_last_lane()
+        return job
+
+    def cancelled(self) -> None:
+        """A job that lies here has just ended by being cancelled."""
+        self._waiting -= 1
+        self._cancelled += 1
+        if self._cancelled >= _SWEEP_AT_LEAST and self._cancelled > self._waiting:
+            self._sweep()
+
+    def clear(self) -> list[Job[Any]]:
+        """Take out every job that waits, in order."""
+        jobs = []
+        while self.first() is not None:
+            jobs.append(self.pop())
+        return jobs
+
+    def _lane(self, priority: int) -> deque[Job[Any]]:
+        lane = self._lanes.get(priority)
+        if lane is None:
+            lane = self._lanes[priority] = deque()
+            bisect.insort(self._priorities, priority)
+        return lane
+
+    def _remove_last_lane(self) -> None:
+        del self._lanes[self._priorities.pop()]
+
+    def _sweep(self) -> None:
+        for priority, lane in self._lanes.items():
+            self._lanes[priority] = deque(job for job in lane if job.state is JobState.QUEUED)
+        self._priorities = sorted(priority for priority, lane in self._lanes.items() if lane)
+        self._lanes = {priority: self._lanes[priority] for priority in self._priorities}
+        self._cancelled = 0

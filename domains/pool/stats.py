@@ -1,0 +1,23 @@
+"""What a pool tells about itself: a snapshot, cheap to take."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class DomainStats(NamedTuple):
+    """One domain of the pool: the jobs it has, and the sum of their weights."""
+
+    name: str
+    pid: int | None
+    jobs: int
+    weight: float
+
+
+class PoolStats(NamedTuple):
+    """`queued` jobs wait in the parent, `running` ones are with a domain; `weight` is the sum of the latter's."""
+
+    queued: int
+    running: int
+    weight: float
+    domains: tuple[DomainStats, ...]

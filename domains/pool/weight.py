@@ -1,0 +1,24 @@
+"""Weights: the share of a core that a job is expected to use, checked at the edge, integers inside."""
+
+from __future__ import annotations
+
+import math
+
+from domains.protocol import FULL_WEIGHT
+
+
+def checked_weight(weight: object) -> int:
+    """A user's weight in millionths. Raises TypeError for what is no number, ValueError outside 0.0 to 1.0.
+
+    A weight above zero never rounds to zero, so that it always counts.
+    """
+    if type(weight) is float or type(weight) is int:
+        number: float = weight
+    elif isinstance(weight, bool) or not hasattr(weight, "__float__"):
+        raise TypeError(f"weight must be a number from 0.0 to 1.0, not {type(weight).__name__} {weight!r}")
+    else:
+        number = float(weight)
+    if not 0.0 <= number <= 1.0:  # NaN fails this as well
+        kind = "not a number" if math.isnan(number) else f"{weight!r}"
+        raise ValueError(f"weight must be from 0.0 to 1.0, but is {kind}")
+    return max(round(number * FULL_WEIGHT), 1) if number else 0

@@ -1,0 +1,145 @@
+"""The words that two domains exchange: one small typed message each, validated when decoded.
+
+A frame's envelope is a msgpack array of these. Decoding builds nothing but them, so a frame that is not
+ours is an error and never an action; what a user handed over travels inside as opaque `bytes` (a pickle) and
+is opened only by the one it is for. Identifiers are chosen by the side that sends the first message about a
+thing. Where a message has `buffers`, so many of the frame's out-of-band buffers are its own, in order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+FULL_WEIGHT = 1_000_000
+"""The weight 1.0: weights travel and add up as integers in millionths, so that ten jobs of 0.1 make 1.0."""
+
+
+class DefineFunction(Struct, tag=1, array_like=True):
+    """Comes before the first job that uses the function; `code` is its pickle."""
+
+    function: int
+    code: bytes
+
+
+class ForgetFunctions(Struct, tag=2, array_like=True):
+    """These functions will not be used again."""
+
+    functions: list[int]
+
+
+class StartJob(Struct, tag=3, array_like=True, gc=False):
+    """Run a function. `data` is the pickled tuple of its arguments, or nothing where there are none.
+
+    A job with a `weight` above 0 starts only once the receiver has claimed it (`domains.ipc.claims`).
+    `variables` is the pickle of the submitter's context variables, or nothing.
+    """
+
+    job: int
+    function: int
+    data: bytes
+    weight: int
+    variables: bytes
+    buffers: int
+
+
+class CancelJob(Struct, tag=4, array_like=True):
+    """Nobody wants the job's result any more; `reason` is the packed exception that its `Cancelled` will name."""
+
+    job: int
+    reason: bytes
+    buffers: int
+
+
+class RevokeJobs(Struct, tag=5, array_like=True):
+    """These jobs were taken back before they were claimed: drop them, answer nothing."""
+
+    jobs: list[int]
+
+
+class JobReturned(Struct, tag=6, array_like=True, gc=False):
+    """The job's value (nothing stands for None) and how long it ran, in seconds."""
+
+    job: int
+    data: bytes
+    seconds: float
+    buffers: int
+
+
+class JobRaised(Struct, tag=7, array_like=True, gc=False):
+    """The job's exception, as `domains.failures` packs it."""
+
+    job: int
+    data: bytes
+    seconds: float
+    buffers: int
+
+
+class ResolvePromise(Struct, tag=8, array_like=True):
+    """To a promise's home: a resolver handed to the sender was used."""
+
+    promise: int
+    failed: bool
+    data: bytes
+    buffers: int
+
+
+class WatchPromise(Struct, tag=9, array_like=True):
+    """To a promise's home: tell the sender, once, how it is resolved."""
+
+    promise: int
+
+
+class PromiseResolved(Struct, tag=10, array_like=True):
+    """From a promise's home to one who watches it."""
+
+    promise: int
+    failed: bool
+    data: bytes
+    buffers: int
+
+
+class ReleaseReferences(Struct, tag=11, array_like=True):
+    """To the home: so many references to each of these exported objects were dropped."""
+
+    references: list[tuple[int, int]]
+
+
+class Ready(Struct, tag=12, array_like=True):
+    """From a domain to its parent: it runs, and takes jobs."""
+
+    pid: int
+
+
+class Finish(Struct, tag=13, array_like=True):
+    """From the parent: no more jobs will come; end once those that run have ended."""
+
+
+Message = (
+    DefineFunction
+    | ForgetFunctions
+    | StartJob
+    | CancelJob
+    | RevokeJobs
+    | JobReturned
+    | JobRaised
+    | ResolvePromise
+    | WatchPromise
+    | PromiseResolved
+    | ReleaseReferences
+    | Ready
+    | Finish
+)
+
+
+class ProtocolCodec:
+    """Turns a turn's worth of messages into an envelope and back. Raises on anything that is not ours."""
+
+    def __init__(self) -> None:
+        self._decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
+        self.encode = msgspec.msgpack.Encoder().encode
+
+    def decode(self, envelope: bytes | memoryview) -> list[Any]:
+        return self._decoder.decode(envelope)

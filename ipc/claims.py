@@ -1,0 +1,112 @@
+"""The right to start a job, handed over so that exactly one side has it.
+
+A parent offers numbered jobs to a domain ahead of time; the domain claims them one by one as it starts them; the
+parent may take back those not yet claimed, even while the domain is deep in a computation and reads nothing.
+The offers lie in a pipe as 8-byte tokens: the kernel gives each to one reader only, in order, whole. A shared
+page holds the number of the last job that the domain started, written by it alone, so that after its death the
+parent knows which of the claimed ones never began.
+
+Invariant: a number that was offered is claimed, taken back or still in the pipe; never two of these.
+Cost: an offer or claim of any number of jobs is one system call; marking a start is a store to memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import tempfile
+from collections.abc import Iterable
+
+_TOKEN_BYTES = 8
+MOST_OFFERED = 4096
+"""How many offers a pipe of the usual 64 KiB takes for sure; the parent keeps its offers below it."""
+
+
+class _Claims:
+    """What both sides share: the pipe's two ends and the page."""
+
+    def __init__(self, reading: int, writing: int, page: int) -> None:
+        self._reading = reading
+        self._writing = writing
+        self._page = page
+        self._map = mmap.mmap(page, _TOKEN_BYTES)
+        self._started = memoryview(self._map).cast("q")
+
+    def _take(self, most: int) -> list[int]:
+        try:
+            data = os.read(self._reading, most * _TOKEN_BYTES)
+        except BlockingIOError:
+            return []
+        return list(struct.unpack(f"={len(data) // _TOKEN_BYTES}q", data))
+
+    def close(self) -> None:
+        """Release the descriptors and the page; idempotent."""
+        if self._reading >= 0:
+            self._started.release()
+            self._map.close()
+            for descriptor in (self._reading, self._writing, self._page):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._reading = self._writing = self._page = -1
+
+
+class OfferedClaims(_Claims):
+    """The parent's side."""
+
+    def __init__(self) -> None:
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
+        page = _anonymous_page()
+        super().__init__(reading, writing, page)
+        self._started[0] = -1
+
+    def descriptors(self) -> dict[str, int]:
+        """What the domain must inherit, under the names that `ReceivedClaims` expects."""
+        return {"claims": self._reading, "started": self._page}
+
+    def offer(self, jobs: Iterable[int]) -> None:
+        """Let the domain start these, in this order. At most `MOST_OFFERED` may be unclaimed at any time."""
+        numbers = list(jobs)
+        data = struct.pack(f"={len(numbers)}q", *numbers)
+        written = os.write(self._writing, data)
+        assert written == len(data), "more offers than the pipe holds"
+
+    def take_back(self) -> list[int]:
+        """Every offer that nobody has claimed, in order; the domain will not start these."""
+        return self._take(MOST_OFFERED)
+
+    def last_started(self) -> int:
+        """The job that the domain started last, or -1. Exact once the domain has ended."""
+        return self._started[0]
+
+
+class ReceivedClaims(_Claims):
+    """The domain's side."""
+
+    def __init__(self, descriptors: dict[str, int]) -> None:
+        super().__init__(descriptors["claims"], -1, descriptors["started"])
+
+    def claim(self, most: int) -> list[int]:
+        """Up to `most` jobs, in the order offered, that are now this domain's to start; [] when none is offered."""
+        return self._take(most)
+
+    def mark_started(self, job: int) -> None:
+        """Say that this job begins; every job offered before it has begun or was dropped."""
+        self._started[0] = job
+
+
+def _anonymous_page() -> int:
+    """A page of shared memory without a name, so that nothing is left whatever dies."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("domains-claims", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(os.close, descriptor)
+        os.ftruncate(descriptor, _TOKEN_BYTES)
+        on_failure.pop_all()
+    return descriptor

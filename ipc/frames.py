@@ -1,0 +1,210 @@
+"""Frames: how a batch of messages lies in a byte stream, and how to read one that nobody trusts.
+
+    magic 2 bytes | version 1 | unused 1 | envelope length 4 | number of buffers 4 | crc32 of envelope and lengths 4
+    lengths of the buffers, 8 bytes each | envelope | buffers
+
+A frame is checked before anything in it is used, and every length is held against a limit before memory is taken for
+it; anything wrong raises FrameCorrupt, and the stream cannot be read any further. The checksum covers what is decoded;
+the buffers are opaque, and large. Reading copies a frame's parts once, out of the receive buffer; large buffers are
+received where they will stay.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pickle import PickleBuffer
+from typing import Any, NamedTuple
+
+from domains.errors import ConnectionLost
+
+__all__ = ["Frame", "FrameCorrupt", "FrameReader", "byte_view", "frame_header", "read_frame"]
+
+_HEADER = struct.Struct("!2sBxIII")
+_MAGIC = b"dm"
+_VERSION = 1
+
+MOST_ENVELOPE_BYTES = 1 << 30
+MOST_BUFFERS = 1 << 20
+MOST_BUFFER_BYTES = 1 << 40
+_LARGE_BYTES = 1 << 16
+"""From here on a buffer is received into memory of its own."""
+
+
+class FrameCorrupt(ConnectionLost):
+    """Bytes that are not a frame of ours."""
+
+
+class Frame(NamedTuple):
+    envelope: bytes | memoryview
+    buffers: list[memoryview]
+
+
+def frame_header(envelope: bytes, buffers: Sequence[memoryview]) -> bytes:
+    """What goes before the envelope; after it go the buffers as they are."""
+    if len(envelope) > MOST_ENVELOPE_BYTES:
+        raise ValueError(f"an envelope of {len(envelope)} bytes is too large: {MOST_ENVELOPE_BYTES} at most")
+    if not buffers:
+        return _HEADER.pack(_MAGIC, _VERSION, len(envelope), 0, zlib.crc32(envelope))
+    lengths = struct.pack(f"!{len(buffers)}Q", *[buffer.nbytes for buffer in buffers])
+    checksum = zlib.crc32(envelope, zlib.crc32(lengths))
+    return _HEADER.pack(_MAGIC, _VERSION, len(envelope), len(buffers), checksum) + lengths
+
+
+def byte_view(buffer: Any) -> memoryview[int]:
+    """The bytes of anything with a contiguous buffer, without a copy."""
+    view = buffer.raw() if isinstance(buffer, PickleBuffer) else memoryview(buffer)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
+def read_frame(data: memoryview) -> Frame:
+    """The one frame that makes up a whole message of a transport that keeps messages apart. Raises FrameCorrupt."""
+    reader = FrameReader()
+    reader.feed(data)
+    frames = list(reader.frames())
+    if len(frames) != 1 or reader.is_inside:
+        raise FrameCorrupt(f"{len(data)} bytes are not exactly one frame")
+    return frames[0]
+
+
+class FrameReader:
+    """Takes a byte stream in pieces of any size, and gives its frames.
+
+    `buffer()` tells where to put the next bytes, `filled(n)` that n came there; or `feed` copies. States: Head (the
+    header and all that is small), Large (the rest of a buffer that has memory of its own).
+    """
+
+    def __init__(self, piece_bytes: int = 1 << 18) -> None:
+        self._piece = bytearray(piece_bytes)
+        self._view = memoryview(self._piece)
+        self._start = 0
+        self._end = 0
+        # The frame whose head was read, while its buffers come in.
+        self._envelope: bytes | None = None
+        self._lengths: list[int] = []
+        self._buffers: list[memoryview] = []
+        self._large: memoryview | None = None  # what is still to be filled of the current large buffer
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether a frame has begun to come, and not ended: the end of the stream here is a loss."""
+        return self._end > self._start or self._envelope is not None
+
+    def buffer(self) -> memoryview:
+        """Where the next bytes of the stream go; never empty."""
+        if self._large is not None:
+            return self._large
+        if self._end == len(self._piece):
+            self._make_room(1)
+        return self._view[self._end :]
+
+    def filled(self, count: int) -> None:
+        """So many bytes came into what `buffer` returned."""
+        if self._large is not None:
+            self._large = self._large[count:]
+        else:
+            self._end += count
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Copy bytes in; as many frames may be read from them as there are."""
+        self._make_room(len(data))
+        self._view[self._end : self._end + len(data)] = data
+        self._end += len(data)
+
+    def frames(self) -> Iterator[Frame]:
+        """The frames that are complete. Raises FrameCorrupt at the first that is none."""
+        while True:
+            if self._envelope is None:
+                if not self._read_head():
+                    return
+                if not self._lengths:
+                    yield self._take()
+                    continue
+            if not self._read_buffers():
+                return
+            yield self._take()
+
+    def _take(self) -> Frame:
+        envelope = self._envelope
+        assert envelope is not None
+        frame = Frame(envelope, self._buffers)
+        self._envelope = None
+        self._buffers = []
+        return frame
+
+    def _read_head(self) -> bool:
+        available = self._end - self._start
+        if available < _HEADER.size:
+            if available == 0:
+                self._start = self._end = 0
+            return False
+        magic, version, envelope_bytes, count, checksum = _HEADER.unpack_from(self._piece, self._start)
+        if magic != _MAGIC or version != _VERSION:
+            raise FrameCorrupt("what came is not a frame of this version of domains")
+        if envelope_bytes > MOST_ENVELOPE_BYTES or count > MOST_BUFFERS:
+            raise FrameCorrupt(f"a frame of {envelope_bytes} bytes and {count} buffers is beyond all limits")
+        total = _HEADER.size + 8 * count + envelope_bytes
+        if available < total:
+            self._make_room(total - available)
+            return False
+        start = self._start + _HEADER.size
+        if count:
+            lengths = self._view[start : start + 8 * count]
+            start += 8 * count
+            envelope = bytes(self._view[start : start + envelope_bytes])
+            valid = zlib.crc32(envelope, zlib.crc32(lengths)) == checksum
+            self._lengths = list(struct.unpack(f"!{count}Q", lengths))
+            if max(self._lengths) > MOST_BUFFER_BYTES:
+                raise FrameCorrupt(f"a buffer of {max(self._lengths)} bytes is beyond all limits")
+            self._lengths.reverse()
+        else:
+            envelope = bytes(self._view[start : start + envelope_bytes])
+            valid = zlib.crc32(envelope) == checksum
+        if not valid:
+            raise FrameCorrupt("the checksum of a frame does not fit")
+        self._envelope = envelope
+        self._start = start + envelope_bytes
+        return True
+
+    def _read_buffers(self) -> bool:
+        if self._large is not None:
+            if len(self._large):
+                return False
+            self._large = None
+        lengths = self._lengths
+        while lengths:
+            length = lengths[-1]
+            available = self._end - self._start
+            if available >= length:
+                self._buffers.append(memoryview(bytes(self._view[self._start : self._start + length])))
+                self._start += length
+                lengths.pop()
+            elif length >= _LARGE_BYTES:
+                memory = memoryview(bytearray(length))
+                memory[:available] = self._view[self._start : self._end]
+                self._start = self._end = 0
+                self._buffers.append(memory.toreadonly())
+                self._large = memory[available:]
+                lengths.pop()
+                return False
+            else:
+                self._make_room(length - available)
+                return False
+        return True
+
+    def _make_room(self, count: int) -> None:
+        """See that so many more bytes fit behind what has been received."""
+        if len(self._piece) - self._end >= count:
+            return
+        available = self._end - self._start
+        if available + count > len(self._piece):
+            piece = bytearray(max(available + count, 2 * len(self._piece)))
+            piece[:available] = self._view[self._start : self._end]
+            self._piece = piece
+            self._view = memoryview(piece)
+        else:
+            self._view[:available] = bytes(self._view[self._start : self._end])
+        self._start = 0
+        self._end = available
+

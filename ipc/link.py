@@ -1,0 +1,236 @@
+"""A link: ordered, batched frames between two processes, and one event, that the peer is gone.
+
+What is sent in one turn of the loop becomes one frame. A link is New, then Open; then Closing, when this side has said
+goodbye, behind all that it sent, and still hears the other; then Leaving, when both have, and what is pending is still
+written; then Gone. `on_gone` is the last thing its receiver hears, exactly once, and what the link held is released then.
+A goodbye is an empty envelope.
+Sending never waits: a link whose peer does not read becomes congested, and whoever can wait is expected to wait until
+it is writable again. All methods and callbacks belong to the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from domains.errors import ConnectionLost
+
+__all__ = ["Buffer", "Codec", "Link", "Receiver"]
+
+Buffer = Any
+"""Anything with the buffer protocol: bytes, bytearray, memoryview, pickle.PickleBuffer …"""
+
+HIGH_WATER_BYTES = 1 << 20
+"""A link with more than this waiting to be written is congested, until less than half of it is left."""
+
+_CLOSING_SECONDS = 5.0
+"""How long an orderly close waits for a peer that does not read."""
+
+
+class Codec(Protocol):
+    """Turns the messages of a turn into an envelope, and back."""
+
+    def encode(self, messages: list[Any], /) -> bytes: ...
+
+    def decode(self, envelope: bytes | memoryview, /) -> list[Any]:
+        """Raises on anything that is not valid; that ends the link."""
+
+
+class Receiver(Protocol):
+    """One who hears what arrives on a link."""
+
+    def on_messages(self, messages: list[Any], buffers: list[memoryview], /) -> None:
+        """A frame's messages, and the out-of-band buffers of all of them, in order."""
+
+    def on_gone(self, reason: ConnectionLost | None, /) -> None:
+        """The link is over; None after an orderly close by either side."""
+
+
+class LinkState(enum.Enum):
+    NEW = "new"
+    OPEN = "open"
+    CLOSING = "closing"
+    LEAVING = "leaving"
+    GONE = "gone"
+
+
+class Link(ABC):
+    """One end of a link. Subclasses move frames; this class batches, counts, and keeps the state."""
+
+    _loop: asyncio.AbstractEventLoop
+    """The loop that it was started on."""
+
+    def __init__(self, codec: Codec, name: str) -> None:
+        self.name = name
+        self.state = LinkState.NEW
+        self.pending_bytes = 0
+        """How much waits to be written, in bytes of frames."""
+        self.is_congested = False
+        self._codec = codec
+        self._receiver: Receiver | None = None
+        self._batch: list[Any] = []
+        self._batch_buffers: list[Buffer] = []
+        self._when_writable: dict[object, Callable[[], None]] = {}
+        self._closing_timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}, {self.state.value}>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something can still be sent."""
+        return self.state is LinkState.OPEN or self.state is LinkState.NEW
+
+    def start(self, receiver: Receiver) -> None:
+        """Begin to receive, and to send what was sent before, on the running loop."""
+        assert self.state is LinkState.NEW, f"{self!r} was started before"
+        self._loop = asyncio.get_running_loop()
+        self._receiver = receiver
+        self.state = LinkState.OPEN
+        self._open()
+        if self._batch:
+            self._loop.call_soon(self.flush)
+
+    def send(self, message: Any, buffers: Sequence[Buffer] = ()) -> None:
+        """Add a message to this turn's batch. Raises ConnectionLost if the link is closing or gone."""
+        if self.state is not LinkState.OPEN:
+            if self.state is not LinkState.NEW:
+                raise ConnectionLost(f"the link to {self.name} is {self.state.value}: nothing can be sent")
+        elif not self._batch:
+            self._loop.call_soon(self.flush)
+        self._batch.append(message)
+        if buffers:
+            self._batch_buffers += buffers
+
+    def flush(self) -> None:
+        """Write what was sent, as far as the peer takes it; the rest is written later."""
+        batch = self._batch
+        if not batch or self.state is not LinkState.OPEN:
+            return
+        buffers = self._batch_buffers
+        self._batch = []
+        self._batch_buffers = []
+        self._write(self._codec.encode(batch), buffers)
+        if self.pending_bytes > HIGH_WATER_BYTES:
+            self.is_congested = True
+
+    def when_writable(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call this once, when the link is no longer congested, or gone; returns what withdraws it.
+
+        Soon, if it is not congested now.
+        """
+        if not self.is_congested:
+            handle = self._loop.call_soon(callback)
+            return handle.cancel
+        key = object()
+        self._when_writable[key] = callback
+
+        def withdraw() -> None:
+            self._when_writable.pop(key, None)
+
+        return withdraw
+
+    def close(self) -> None:
+        """End the link once what was sent is delivered. Both sides then hear `on_gone(None)`."""
+        if self.state is LinkState.NEW:
+            self.state = LinkState.GONE
+            self._release()
+        elif self.state is LinkState.OPEN:
+            self._say_goodbye(LinkState.CLOSING)
+
+    def _say_goodbye(self, state: LinkState) -> None:
+        self.flush()
+        if self.state is LinkState.OPEN:
+            self.state = state
+            self._closing_timer = self._loop.call_later(_CLOSING_SECONDS, self._close_overdue)
+            self._write(b"", [])
+            self._written()
+
+    def abort(self, reason: ConnectionLost | None) -> None:
+        """End the link now, whatever was sent; the receiver hears `on_gone(reason)` soon."""
+        if self.state is LinkState.GONE:
+            return
+        if self.state is not LinkState.NEW:
+            self.state = LinkState.GONE
+            if self._closing_timer is not None:
+                self._closing_timer.cancel()
+                self._closing_timer = None
+            self._batch = []
+            self._batch_buffers = []
+            self.pending_bytes = 0
+            self._release()
+            self._loop.call_soon(self._tell_gone, reason)
+        else:
+            self.state = LinkState.GONE
+            self._release()
+
+    # For subclasses
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Begin to read and write on `self._loop`."""
+
+    @abstractmethod
+    def _write(self, envelope: bytes, buffers: list[Buffer]) -> None:
+        """Write a frame, or as much as can be written, and count the rest in `pending_bytes`."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Give back everything that the link holds. Called once."""
+
+    def _written(self) -> None:
+        """`pending_bytes` may have shrunk."""
+        if not self.pending_bytes and self.state is LinkState.LEAVING:
+            self.abort(None)
+            return
+        if self.is_congested and self.pending_bytes <= HIGH_WATER_BYTES // 2:
+            self.is_congested = False
+            self._tell_writable()
+
+    def _received(self, envelope: bytes | memoryview, buffers: list[memoryview]) -> None:
+        """A frame has arrived whole."""
+        if not envelope:
+            if self.state is LinkState.OPEN:
+                self._say_goodbye(LinkState.LEAVING)
+            elif self.state is LinkState.CLOSING:
+                self.state = LinkState.LEAVING
+                self._written()
+            return
+        try:
+            messages = self._codec.decode(envelope)
+        except Exception as error:
+            self._broken(f"what {self.name} sent is no envelope of ours: {error}", error)
+            return
+        assert self._receiver is not None
+        self._receiver.on_messages(messages, buffers)
+
+    def _peer_gone(self, in_frame: bool) -> None:
+        """The transport has ended."""
+        if self.state is LinkState.CLOSING or self.state is LinkState.LEAVING:
+            self.abort(None)
+        else:
+            self._broken(f"{self.name} is gone" + (", in the middle of a frame" if in_frame else ""))
+
+    def _broken(self, why: str, cause: BaseException | None = None) -> None:
+        """The peer is gone, or not to be trusted."""
+        lost = ConnectionLost(why)
+        lost.__cause__ = cause
+        self.abort(lost)
+
+    def _close_overdue(self) -> None:
+        self._broken(f"{self.name} has not read what was sent before the close, within {_CLOSING_SECONDS} s")
+
+    def _tell_writable(self) -> None:
+        callbacks, self._when_writable = self._when_writable, {}
+        for callback in callbacks.values():
+            callback()
+
+    def _tell_gone(self, reason: ConnectionLost | None) -> None:
+        self.is_congested = False
+        self._tell_writable()
+        receiver, self._receiver = self._receiver, None
+        assert receiver is not None
+        receiver.on_gone(reason)

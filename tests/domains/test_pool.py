@@ -1,0 +1,476 @@
+"""The executor pool end to end, over both kinds of link."""
+
+import asyncio
+import contextvars
+import functools
+import math
+import os
+import threading
+
+import pytest
+
+import domains
+from domains import ExecutorPool, Switch
+
+
+def run(main, link):
+    return domains.run(main, link=link)
+
+
+def square(x):
+    return x * x
+
+
+async def square_async(x):
+    await asyncio.sleep(0)
+    return x * x
+
+
+def raise_value_error(text):
+    raise ValueError(text)
+
+
+def test_a_plain_function_returns_its_result(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            return await pool.submit(square, 7, weight=1.0)
+
+    assert run(main, link) == 49
+
+
+def test_an_async_function_returns_its_result(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            return await pool.submit(square_async, 7, weight=0.1)
+
+    assert run(main, link) == 49
+
+
+def test_lambdas_closures_partials_and_methods_are_jobs(link):
+    offset = 5
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            return [
+                await pool.submit(lambda x: x + offset, 1, weight=1.0),
+                await pool.submit(functools.partial(square, 3), weight=1.0),
+                await pool.submit("abc".upper, weight=1.0),
+                await pool.submit(len, [1, 2], weight=1.0),
+            ]
+
+    assert run(main, link) == [6, 9, "ABC", 2]
+
+
+def test_a_closure_is_sent_as_it_is_at_the_submit(link):
+    values = [1]
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            first = await pool.submit(lambda: sum(values), weight=1.0)
+            values.append(10)
+            return first, await pool.submit(lambda: sum(values), weight=1.0)
+
+    assert run(main, link) == (1, 11)
+
+
+def test_arguments_are_those_of_the_submit(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            argument = [1, 2]
+            promise = pool.submit_fork(sw, sum, argument, weight=1.0)
+            argument.clear()
+            return await promise
+
+    assert run(main, link) == 3
+
+
+def test_jobs_of_equal_priority_start_in_the_order_of_their_submission(link):  # S65
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            promises = [pool.submit_fork(sw, _next_number, weight=1.0) for _ in range(500)]
+            return [await promise for promise in promises]
+
+    assert run(main, link) == list(range(500))
+
+
+_count = -1
+
+
+def _next_number():
+    global _count
+    _count += 1
+    return _count
+
+
+def test_a_domain_runs_jobs_while_their_weights_add_up_to_less_than_one(link):  # S64
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            promises = [pool.submit_fork(sw, _most_at_once, weight=0.3) for _ in range(40)]
+            return max([await promise for promise in promises])
+
+    assert run(main, link) == 4  # 0.3 + 0.3 + 0.3 is below 1.0, so the fourth starts, and no fifth
+
+
+def test_ten_jobs_of_a_tenth_are_exactly_one(link):  # S64
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            promises = [pool.submit_fork(sw, _most_at_once, weight=0.1) for _ in range(60)]
+            return max([await promise for promise in promises])
+
+    assert run(main, link) == 10
+
+
+_running = 0
+_most = 0
+
+
+async def _most_at_once():
+    global _running, _most
+    _running += 1
+    _most = max(_most, _running)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    _running -= 1
+    return _most
+
+
+def test_jobs_of_weight_zero_start_beside_a_full_domain(link):  # S64
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            full = pool.submit_fork(sw, _wait_for_release, weight=1.0)
+            await pool.submit(_release, weight=0.0)
+            return await full
+
+    assert run(main, link) == "released"
+
+
+_event: asyncio.Event | None = None
+
+
+async def _wait_for_release():
+    global _event
+    _event = _event or asyncio.Event()
+    await _event.wait()
+    return "released"
+
+
+async def _release():
+    global _event
+    _event = _event or asyncio.Event()
+    _event.set()
+
+
+def test_an_idle_domain_takes_what_was_sent_ahead_to_a_busy_one(link, tmp_path):  # S65
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool, Switch() as sw:
+            for _ in range(200):  # teaches the pool that jobs are short, so that it sends ahead
+                await pool.submit(square, 1, weight=1.0)
+            blocked = pool.submit_fork(sw, _read_fifo, fifo, weight=1.0)
+            others = [pool.submit_fork(sw, square, n, weight=1.0) for n in range(50)]
+            results = [await promise for promise in others]
+            await domains.run_in_thread(_write_fifo, fifo)
+            return results, await blocked
+
+    assert run(main, link) == ([n * n for n in range(50)], "now")
+
+
+def _write_fifo(path):
+    with open(path, "w") as file:
+        file.write("now")
+
+
+def _read_fifo(path):
+    with open(path) as file:
+        return file.read()
+
+
+def test_a_higher_priority_starts_first(link, tmp_path):
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+
+    async def main(env):
+        order = []
+
+        async def submit(pool, name, priority):
+            await pool.submit(square, 1, weight=1.0, priority=priority)
+            order.append(name)
+
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            blocked = pool.submit_fork(sw, _read_fifo, fifo, weight=1.0)
+            for number in range(5):
+                sw.fork(submit, pool, f"low {number}", 0)
+            await domains.fiber.yield_now()
+            sw.fork(submit, pool, "high", 5)
+            await domains.fiber.yield_now()
+            await domains.run_in_thread(_write_fifo, fifo)
+            await blocked
+        return order
+
+    assert run(main, link) == ["high", *(f"low {number}" for number in range(5))]
+
+
+def test_many_jobs_over_several_domains_all_end(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=3) as pool, Switch() as sw:
+            promises = [pool.submit_fork(sw, square, n, weight=1.0) for n in range(5000)]
+            return [await promise for promise in promises]
+
+    assert run(main, link) == [n * n for n in range(5000)]
+
+
+def test_a_job_says_in_which_domain_it_runs(link):  # S70
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            inside = await pool.submit(domains.current, weight=1.0)
+            return domains.current(), inside, pool.stats().domains[0]
+
+    here, inside, stats = run(main, link)
+    assert here == (0, "main", os.getpid())
+    assert inside.id != 0
+    assert (inside.name, inside.pid) == (stats.name, stats.pid)
+
+
+def test_a_plain_job_runs_in_the_main_thread_and_may_run_a_loop_of_its_own(link):
+    def job():
+        async def inner():
+            await asyncio.sleep(0)
+            return threading.current_thread() is threading.main_thread()
+
+        return asyncio.run(inner())
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            return [await pool.submit(job, weight=1.0) for _ in range(2)]
+
+    assert run(main, link) == [True, True]
+
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="default")
+
+
+def test_a_job_sees_the_submitters_context_variables(link):  # S12
+    local = contextvars.ContextVar("local")
+    unpicklable = contextvars.ContextVar("unpicklable")
+
+    async def read():
+        return variable.get(), local.get(None), unpicklable.get("absent")
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            before = await pool.submit(read, weight=0.1)
+            variable.set("set")
+            local.set(42)
+            unpicklable.set(threading.Lock())
+            after = await pool.submit(read, weight=0.1)
+            return before, after
+
+    assert run(main, link) == (("default", None, "absent"), ("set", 42, "absent"))
+
+
+def test_a_context_variable_set_in_a_plain_job_does_not_reach_the_next(link):
+    def change():
+        variable.set("changed")
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.submit(change, weight=1.0)
+            return await pool.submit(variable.get, weight=1.0)
+
+    assert run(main, link) == "default"
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("chunk", ["auto", 1, 7])
+@pytest.mark.parametrize("f", [square, square_async])
+def test_map_gives_every_result_once(link, ordered, chunk, f):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            return [r async for r in pool.map(f, range(300), weight=0.5, ordered=ordered, chunk=chunk)]
+
+    results = run(main, link)
+    expected = [n * n for n in range(300)]
+    assert (results if ordered else sorted(results)) == expected
+
+
+def test_map_reads_only_as_far_as_its_buffer(link):
+    read = []
+
+    def source():
+        for number in range(1000):
+            read.append(number)
+            yield number
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            results = pool.map(square, source(), weight=1.0, buffer=10)
+            first = await anext(results)
+            furthest = len(read)
+            await results.aclose()
+            return first, furthest
+
+    first, furthest = run(main, link)
+    assert first == 0
+    assert furthest <= 10
+
+
+def test_map_over_an_async_iterable(link):
+    async def source():
+        for number in range(50):
+            await asyncio.sleep(0)
+            yield number
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            return [r async for r in pool.map(square, source(), weight=1.0)]
+
+    assert run(main, link) == [n * n for n in range(50)]
+
+
+def test_the_first_failure_of_a_map_is_raised(link):
+    def fail_at_five(n):
+        if n == 5:
+            raise ValueError("five")
+        return n
+
+    async def main(env):
+        got = []
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            with pytest.raises(ValueError, match="five"):
+                async for r in pool.map(fail_at_five, range(100), weight=1.0, chunk=1):
+                    got.append(r)
+            return got, await pool.submit(square, 2, weight=1.0)
+
+    assert run(main, link) == ([0, 1, 2, 3, 4], 4)
+
+
+def test_closing_the_pool_waits_for_the_jobs_that_were_submitted(link):  # S67
+    async def main(env):
+        async with Switch() as sw:
+            async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+                promises = [pool.submit_fork(sw, square, n, weight=1.0) for n in range(20)]
+            return [promise.peek() is not None for promise in promises]
+
+    assert run(main, link) == [True] * 20
+
+
+def test_leaving_the_pool_by_an_exception_cancels_its_jobs(link):  # S67
+    class Stop(Exception):
+        pass
+
+    async def main(env):
+        async with Switch() as sw:
+            with pytest.raises(Stop):
+                async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+                    promise = pool.submit_fork(sw, _wait_for_ever, weight=1.0)
+                    queued = pool.submit_fork(sw, _wait_for_ever, weight=1.0)
+                    await domains.fiber.yield_now()
+                    raise Stop
+            for each in promise, queued:
+                with pytest.raises(domains.Cancelled):
+                    await each
+
+    run(main, link)
+
+
+async def _wait_for_ever():
+    await asyncio.Event().wait()
+
+
+def test_cancelling_a_submit_cancels_an_async_job_where_it_runs(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            scope = domains.move_on_after(math.inf)
+            with scope:
+                async with Switch() as sw:
+                    sw.fork(functools.partial(pool.submit, weight=0.5), _note_cancellation)
+                    while not await pool.submit(_has_started, weight=0.0):
+                        pass
+                    scope.cancel()
+            assert scope.cancelled
+            return await pool.submit(_noted, weight=0.1)
+
+    assert run(main, link) == "CancelledError"
+
+
+_started = False
+_note = ""
+
+
+async def _note_cancellation():
+    global _note, _started
+    _started = True
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        _note = "CancelledError"
+        raise
+
+
+def _has_started():
+    return _started
+
+
+def _noted():
+    return _note
+
+
+def test_a_job_cancelled_while_it_waits_never_starts(link, tmp_path):
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    mark = tmp_path / "mark"
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            blocked = pool.submit_fork(sw, _read_fifo, fifo, weight=1.0)
+            for _ in range(3):
+                with domains.move_on_after(0.01) as scope:
+                    await pool.submit(mark.touch, weight=1.0)
+                assert scope.cancelled
+            await domains.run_in_thread(_write_fifo, fifo)
+            return await blocked
+
+    assert run(main, link) == "now"
+    assert not mark.exists()
+
+
+def test_a_timeout_cancels_the_job(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pytest.raises(TimeoutError):
+                await pool.submit(_wait_for_ever, weight=0.5, timeout=0.01)
+            return pool.stats().running
+
+    assert run(main, link) == 0
+
+
+def test_stats_count_what_waits_and_what_runs(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with domains.move_on_after(0.05):
+                async with Switch() as sw:
+                    for _ in range(3):
+                        sw.fork(functools.partial(pool.submit, weight=1.0), _wait_for_ever)
+                    await domains.fiber.yield_now()
+                    await domains.fiber.yield_now()
+                    stats = pool.stats()
+                    assert stats.queued + stats.running == 3
+                    assert stats.weight >= 1.0
+            return pool.stats()
+
+    stats = run(main, link)
+    assert (stats.queued, stats.running, stats.weight) == (0, 0, 0.0)
+
+
+def test_a_result_of_sixteen_megabytes_comes_back(link):
+    numpy = pytest.importorskip("numpy")
+
+    async def main(env):
+        array = numpy.arange(2_000_000, dtype=numpy.float64)
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            doubled = await pool.submit(lambda a: a * 2, array, weight=1.0)
+        return bool((doubled == array * 2).all())
+
+    assert run(main, link)
