@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from domains.errors import ConnectionLost
 
-__all__ = ["Frame", "FrameCorrupt", "FrameReader", "byte_view", "frame_header", "read_frame"]
+__all__ = ["Frame", "FrameCorrupt", "FrameReader", "byte_view", "frame_header", "read_parts"]
 
 _HEADER = struct.Struct("!2sBxIII")
 _MAGIC = b"dm"
@@ -58,14 +58,26 @@ def byte_view(buffer: Any) -> memoryview[int]:
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 
-def read_frame(data: memoryview) -> Frame:
-    """The one frame that makes up a whole message of a transport that keeps messages apart. Raises FrameCorrupt."""
-    reader = FrameReader()
-    reader.feed(data)
-    frames = list(reader.frames())
-    if len(frames) != 1 or reader.is_inside:
-        raise FrameCorrupt(f"{len(data)} bytes are not exactly one frame")
-    return frames[0]
+def read_parts(head: memoryview[int], buffers: list[memoryview[int]]) -> Frame:
+    """A frame that came in parts, kept apart by the transport: header and envelope, then each buffer.
+
+    Raises FrameCorrupt for anything else.
+    """
+    if len(head) < _HEADER.size:
+        raise FrameCorrupt(f"{len(head)} bytes are less than a header")
+    magic, version, envelope_bytes, count, checksum = _HEADER.unpack_from(head)
+    if magic != _MAGIC or version != _VERSION:
+        raise FrameCorrupt("what came is not a frame of this version of domains")
+    start = _HEADER.size + 8 * count
+    if count != len(buffers) or len(head) != start + envelope_bytes:
+        raise FrameCorrupt("the parts of a frame are not what its header says")
+    envelope = bytes(head[start:])
+    lengths = head[_HEADER.size : start]
+    if zlib.crc32(envelope, zlib.crc32(lengths) if count else 0) != checksum:
+        raise FrameCorrupt("the checksum of a frame does not fit")
+    if list(struct.unpack(f"!{count}Q", lengths)) != [buffer.nbytes for buffer in buffers]:
+        raise FrameCorrupt("the buffers of a frame are not what its header says")
+    return Frame(envelope, [buffer.toreadonly() for buffer in buffers])
 
 
 class FrameReader:

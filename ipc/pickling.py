@@ -45,7 +45,9 @@ class Pickling:
         self._reducers = dict(reducers or {})
         self._registered = -1
         self._table: dict[type, Reducer] = {}
-        self._cloud_table = ChainMap(self._reducers, cloudpickle.Pickler.dispatch_table)
+        # A class of its own, because the C pickler reads the table from there, and only as it is made.
+        table = ChainMap(self._reducers, cloudpickle.Pickler.dispatch_table)
+        self._cloud_pickler = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
 
     def dumps(self, value: object, what: str) -> Payload:
         """Pickle a value. Raises NotPicklable: `what`, and the path in it, is what cannot travel."""
@@ -116,9 +118,7 @@ class Pickling:
 
     def _cloud(self, value: object, keep: Callable[[pickle.PickleBuffer], bool] | None) -> bytes:
         file = io.BytesIO()
-        pickler = cloudpickle.Pickler(file, _PROTOCOL, buffer_callback=keep)
-        pickler.dispatch_table = self._cloud_table
-        pickler.dump(value)
+        self._cloud_pickler(file, _PROTOCOL, buffer_callback=keep).dump(value)
         return file.getvalue()
 
 

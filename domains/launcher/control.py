@@ -1,4 +1,4 @@
-"""What a parent and its launcher say to each other: launch, signal; started, ended.
+"""What a parent and its launcher say to each other: launch, signal, remove; started, ended.
 
 They share one stream socket that nobody else has. Each message is a length and a msgpack body; the file
 descriptors that a launch carries travel beside its first byte. End-of-file is the news that the other one is
@@ -52,6 +52,12 @@ class Signal(Struct, tag=2, array_like=True):
     group: bool
 
 
+class Remove(Struct, tag=3, array_like=True):
+    """Remove these paths when everything has ended: whoever made them may be dead by then."""
+
+    paths: list[str]
+
+
 class Started(Struct, tag=4, array_like=True):
     domain: int
     pid: int
@@ -70,7 +76,7 @@ class Ended(Struct, tag=6, array_like=True):
     crash: str
 
 
-ControlMessage = Launch | Signal | Started | NotStarted | Ended
+ControlMessage = Launch | Signal | Remove | Started | NotStarted | Ended
 
 
 class ControlSocket:

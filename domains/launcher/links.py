@@ -1,18 +1,27 @@
 """The kinds of link between a parent and its domain, each as an offer by the one and its acceptance by the other.
 
 The parent's end exists before the domain does. What the domain needs to open its own end goes with its birth:
-a short description, which only the launcher's private socket carries, and inherited file descriptors.
+a short description, which only the launcher's private socket carries, and inherited file descriptors. ZeroMQ is
+imported only by those who use it: that takes longer than everything else of ours.
 """
 
 from __future__ import annotations
 
+import itertools
+import shutil
 import socket
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from domains.ipc.link import Codec, Link
 from domains.ipc.socketpair import SocketPairLink, open_pair
+
+if TYPE_CHECKING:
+    from domains.ipc.zeromq import ZeroMQContext
 
 
 class Offer(NamedTuple):
@@ -37,6 +46,10 @@ class LinkKind(ABC):
     def accept(self, codec: Codec, description: bytes, descriptors: Mapping[str, int]) -> Link:
         """The domain's end, in the domain; owns the descriptors from now on."""
 
+    def remains(self) -> list[str]:
+        """Paths that `close` removes, and that somebody else must remove if this process dies before."""
+        return []
+
     def close(self) -> None:
         """Release what the links of this process share."""
 
@@ -55,7 +68,86 @@ class SocketPairKind(LinkKind):
         return SocketPairLink(codec, socket.socket(fileno=descriptors["link"]), "the parent")
 
 
-_KINDS: dict[str, Callable[[], LinkKind]] = {"socketpair": SocketPairKind}
+class _Invitation(msgspec.Struct, array_like=True):
+    """What a domain must know to connect."""
+
+    address: str
+    server_public: bytes
+    client_public: bytes
+    client_secret: bytes
+
+
+class ZeroMQKind(LinkKind):
+    """ZeroMQ over `ipc://`, with CURVE keys made for each link, in a directory that only this user can enter.
+
+    Beside it goes a pair of sockets over which nothing is said, and whose end-of-file tells of a death.
+    """
+
+    name = "zmq"
+
+    def __init__(self) -> None:
+        self._context: ZeroMQContext | None = None
+        self._numbers = itertools.count(1)
+        self._directory: str | None = None
+
+    def offer(self, codec: Codec, peer: str) -> Offer:
+        from domains.ipc.keys import new_key_pair
+        from domains.ipc.zeromq import ZeroMQLink
+
+        address = f"ipc://{self._open_directory()}/{next(self._numbers)}"
+        server, client = new_key_pair(), new_key_pair()
+        ours, theirs = socket.socketpair()
+        try:
+            link = ZeroMQLink.bind(
+                codec, f"domain {peer!r}", self._open_context(), address, server, client.public, ours
+            )
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        invitation = _Invitation(address, server.public, client.public, client.secret)
+        return Offer(link, msgspec.msgpack.encode(invitation), {"lifeline": theirs.fileno()}, theirs.close)
+
+    def accept(self, codec: Codec, description: bytes, descriptors: Mapping[str, int]) -> Link:
+        from domains.ipc.keys import KeyPair
+        from domains.ipc.zeromq import ZeroMQLink
+
+        invitation = msgspec.msgpack.decode(description, type=_Invitation)
+        return ZeroMQLink.connect(
+            codec,
+            "the parent",
+            self._open_context(),
+            invitation.address,
+            invitation.server_public,
+            KeyPair(invitation.client_public, invitation.client_secret),
+            socket.socket(fileno=descriptors["lifeline"]),
+        )
+
+    def remains(self) -> list[str]:
+        return [self._open_directory()]
+
+    def close(self) -> None:
+        if self._context is not None:
+            self._context.close()
+            self._context = None
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+    def _open_context(self) -> ZeroMQContext:
+        from domains.ipc.zeromq import ZeroMQContext
+
+        if self._context is None:
+            self._context = ZeroMQContext()
+        return self._context
+
+    def _open_directory(self) -> str:
+        if self._directory is None:
+            self._directory = tempfile.mkdtemp(prefix="domains-")  # mode 0700
+        return self._directory
+
+
+_KINDS: dict[str, Callable[[], LinkKind]] = {"socketpair": SocketPairKind, "zmq": ZeroMQKind}
 
 
 def kind_called(name: str) -> LinkKind:

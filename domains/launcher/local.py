@@ -24,6 +24,7 @@ from domains.launcher.control import (
     Ended,
     Launch,
     NotStarted,
+    Remove,
     Signal,
     Started,
 )
@@ -200,6 +201,8 @@ class LocalProvider(Provider):
     def _connect(self) -> _LauncherConnection:
         if self._connection is None or self._connection.gone:
             self._connection = _LauncherConnection()
+            if paths := self._kind.remains():
+                self._connection.send(Remove(paths))
         return self._connection
 
     def warm_up(self) -> None:

@@ -13,6 +13,7 @@ import gc
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ from domains.launcher.control import (
     Ended,
     Launch,
     NotStarted,
+    Remove,
     Signal,
     Started,
 )
@@ -44,6 +46,7 @@ class Launcher:
 
     def __init__(self, control: ControlSocket) -> None:
         self._control = control
+        self._remove: list[str] = []
         self._children: dict[int, tuple[int, int]] = {}  # domain -> its process, its crash report's descriptor
 
     def serve(self) -> tuple[Birth, dict[str, int], int] | None:
@@ -82,6 +85,8 @@ class Launcher:
             child = self._children.get(message.domain)
             if child is not None:
                 _signal_child(child[0], message.signal, group=message.group)
+        if isinstance(message, Remove):
+            self._remove = message.paths
         return None
 
     def _fork(self, birth: Birth) -> tuple[Birth, dict[str, int], int] | None:
@@ -124,6 +129,8 @@ class Launcher:
             _signal_child(pid, signal.SIGKILL, group=True)
         for pid, _ in self._children.values():
             os.waitpid(pid, 0)
+        for path in self._remove:
+            shutil.rmtree(path, ignore_errors=True)
 
     def disown(self) -> None:
         """In a forked domain: let go of what belongs to the launcher alone."""

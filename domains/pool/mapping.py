@@ -18,6 +18,7 @@ from domains.errors import Cancelled
 from domains.functions import FunctionCatalogue
 from domains.job import Job
 from domains.pool.dispatch import Dispatcher
+from domains.scheduler import fiber
 from domains.scheduler.stream import Stream
 
 _GROUPS_PER_DOMAIN = 4
@@ -72,8 +73,8 @@ async def _map(
     buffer: int | None,
     group_size: _GroupSize,
 ) -> AsyncIterator[Any]:
-    single = inspect.iscoroutinefunction(f)
-    function = catalogue.add(f if single else partial(_run_group, f))
+    run_group = _run_group_async if inspect.iscoroutinefunction(f) else _run_group
+    function = catalogue.add(partial(run_group, f))
     most = dispatch.size * _GROUPS_PER_DOMAIN if buffer is None else buffer
     read = _reader(xs)
     under_way: deque[tuple[Job[Any], int]] = deque()
@@ -93,8 +94,7 @@ async def _map(
                 group = await read(room)
                 exhausted = len(group) < room
                 if group:
-                    arguments = (group[0],) if single else (group,)
-                    job = dispatch.push(function, arguments, weight, on_end=ended)
+                    job = dispatch.push(function, (group,), weight, on_end=ended)
                     sizes[job] = len(group)
                     taken += len(group)
                     under_way.append((job, len(group)))
@@ -107,7 +107,7 @@ async def _map(
             values = await job.promise
             size = sizes.pop(job)
             group_size.learn(size, job.seconds)
-            for value in (values,) if single else values:
+            for value in values:
                 yield value
             taken -= size
     finally:
@@ -119,6 +119,10 @@ async def _map(
 
 def _run_group(f: Callable[[Any], Any], items: list[Any]) -> list[Any]:
     return [f(item) for item in items]
+
+
+async def _run_group_async(f: Callable[[Any], Awaitable[Any]], items: list[Any]) -> list[Any]:
+    return await fiber.map(f, items)
 
 
 def _reader(xs: Iterable[Any] | AsyncIterable[Any]) -> Callable[[int], Awaitable[list[Any]]]:

@@ -1,0 +1,290 @@
+"""Links over ZeroMQ: between any two processes that were handed each other's address and keys.
+
+Each link is a pair of PAIR sockets, one bound and one connected, secured by CURVE: the bound end lets in one client
+key and no other, and nothing is decoded before that handshake. A frame is one multipart message: its header, which
+bounds and checks it, then the envelope, then the buffers. ZeroMQ's own queues are kept a few frames short; what does
+not fit is counted here, and makes the link congested. A link that is disconnected is gone: it never reconnects, for
+nobody could tell what was lost in between.
+
+A ZeroMQ socket's descriptor is edge-triggered, and does not tell reading from writing: after every operation the
+socket is asked again what it can do. Sockets belong to their loop's thread; ZeroMQ's own threads run no Python.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from domains.errors import DomainUnavailable
+from domains.ipc.frames import FrameCorrupt, byte_view, frame_header, read_parts
+from domains.ipc.keys import KeyPair
+from domains.ipc.link import Buffer, Codec, Link, LinkState
+
+__all__ = ["ZeroMQContext", "ZeroMQLink"]
+
+_FRAMES_IN_QUEUE = 16
+"""How many frames ZeroMQ may hold on either side of a link."""
+
+_FRAMES_PER_TURN = 64
+_LINGER_MS = 1000
+"""How long the last frames of an orderly close may take, once the link has let go of them."""
+
+_SETTLING_SECONDS = 0.05
+"""After a disconnection ZeroMQ's thread may still be handing over what had come before it."""
+
+_HANDSHAKE_MS = 10_000
+_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+class ZeroMQContext:
+    """ZeroMQ as one loop of one process uses it: its context, and who may connect to which bound link.
+
+    Made lazily, never before a fork. The check of the keys is a small service that libzmq asks (ZAP, RFC 27).
+    """
+
+    def __init__(self) -> None:
+        self._context = zmq.Context()
+        self._allowed: dict[bytes, bytes] = {}
+        self._gate = self._context.socket(zmq.ROUTER)
+        self._gate.linger = 0
+        self._gate.bind("inproc://zeromq.zap.01")
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._gate.fileno(), self._check_keys)
+
+    def socket(self) -> zmq.Socket[bytes]:
+        made = self._context.socket(zmq.PAIR)
+        made.sndhwm = made.rcvhwm = _FRAMES_IN_QUEUE
+        made.linger = 0
+        made.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        made.setsockopt(zmq.RECONNECT_IVL, -1)
+        return made
+
+    def allow(self, endpoint: bytes, client_public: bytes) -> None:
+        """Let this client, and no other, connect to the link that is bound as `endpoint`."""
+        self._allowed[endpoint] = z85.decode(client_public)
+
+    def disallow(self, endpoint: bytes) -> None:
+        self._allowed.pop(endpoint, None)
+
+    def _check_keys(self) -> None:
+        gate = self._gate
+        while gate.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            sender, empty, version, request, domain, _, _, mechanism, *credentials = gate.recv_multipart()
+            allowed = self._allowed.get(domain)
+            good = mechanism == b"CURVE" and allowed is not None and credentials == [allowed]
+            status = [b"200", b"OK"] if good else [b"400", b"this key is not expected here"]
+            gate.send_multipart([sender, empty, version, request, *status, b"", b""])
+
+    def close(self) -> None:
+        """Release it; the links must be gone. Waits, for what was said last on them, at most their linger time."""
+        self._loop.remove_reader(self._gate.fileno())
+        self._gate.close()
+        self._context.term()
+
+
+class ZeroMQLink(Link):
+    """One end. `lifeline`, a socket whose other end the peer's process holds, tells of its death before all else."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        name: str,
+        context: ZeroMQContext,
+        connection: zmq.Socket[bytes],
+        endpoint: bytes,
+        lifeline: socket.socket | None,
+    ) -> None:
+        super().__init__(codec, name)
+        self._context = context
+        self._socket = connection
+        self._endpoint = endpoint
+        self._lifeline = lifeline
+        self._monitor: zmq.Socket[bytes] = connection.get_monitor_socket(_EVENTS)
+        self._outgoing: deque[tuple[int, list[Any]]] = deque()
+        self._connected = False
+        self._again: asyncio.Handle | None = None
+        self._settling: asyncio.TimerHandle | None = None
+        self._readers: list[int] = []
+
+    @classmethod
+    def bind(
+        cls,
+        codec: Codec,
+        name: str,
+        context: ZeroMQContext,
+        address: str,
+        server: KeyPair,
+        client_public: bytes,
+        lifeline: socket.socket | None = None,
+    ) -> ZeroMQLink:
+        """The end that waits for the client with that key. Raises DomainUnavailable if it cannot be bound."""
+        endpoint = address.encode()
+        bound = context.socket()
+        try:
+            bound.curve_server = 1
+            bound.curve_secretkey = server.secret
+            bound.curve_publickey = server.public
+            bound.zap_domain = endpoint
+            context.allow(endpoint, client_public)
+            bound.bind(address)
+            return cls(codec, name, context, bound, endpoint, lifeline)
+        except zmq.ZMQError as error:
+            bound.close()
+            context.disallow(endpoint)
+            raise DomainUnavailable(f"no link to {name} can be opened at {address}: {error}") from error
+
+    @classmethod
+    def connect(
+        cls,
+        codec: Codec,
+        name: str,
+        context: ZeroMQContext,
+        address: str,
+        server_public: bytes,
+        client: KeyPair,
+        lifeline: socket.socket | None = None,
+    ) -> ZeroMQLink:
+        """The end that connects to a bound one, with the keys that it was handed."""
+        connecting = context.socket()
+        connecting.curve_serverkey = server_public
+        connecting.curve_publickey = client.public
+        connecting.curve_secretkey = client.secret
+        link = cls(codec, name, context, connecting, b"", lifeline)
+        connecting.connect(address)
+        return link
+
+    def _open(self) -> None:
+        self._watch(self._socket.fileno(), self._work)
+        self._watch(self._monitor.fileno(), self._hear_monitor)
+        if self._lifeline is not None:
+            self._lifeline.setblocking(False)
+            self._watch(self._lifeline.fileno(), self._lifeline_ended)
+        # The descriptors tell of changes only, and some may have come before.
+        self._loop.call_soon(self._hear_monitor)
+        self._work_soon()
+
+    def _watch(self, descriptor: int, callback: Callable[[], None]) -> None:
+        self._loop.add_reader(descriptor, callback)
+        self._readers.append(descriptor)
+
+    # Frames
+
+    def _write(self, envelope: bytes, buffers: list[Buffer]) -> None:
+        views = [byte_view(buffer) for buffer in buffers] if buffers else []
+        parts = [frame_header(envelope, views) + envelope, *views]
+        size = len(parts[0]) + sum(view.nbytes for view in views)
+        if self._outgoing or not self._send(parts):
+            self._outgoing.append((size, parts))
+            self.pending_bytes += size
+        else:
+            self._work_soon()
+
+    def _send(self, parts: list[Any]) -> bool:
+        try:
+            self._socket.send_multipart(parts, zmq.DONTWAIT, copy=True)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            self._broken(f"the link to {self.name} is broken: {error}", error)
+        return True
+
+    def _work_soon(self) -> None:
+        if self._again is None and self.state is not LinkState.GONE:
+            self._again = self._loop.call_soon(self._work)
+
+    def _work(self) -> None:
+        """Read and write what can be; comes again by itself until neither can."""
+        self._again = None
+        for _ in range(_FRAMES_PER_TURN):
+            if self.state is LinkState.GONE:
+                return
+            events = self._socket.getsockopt(zmq.EVENTS)
+            assert isinstance(events, int)
+            if events & zmq.POLLIN:
+                self._receive()
+            elif events & zmq.POLLOUT and self._outgoing:
+                size, parts = self._outgoing[0]
+                if self._send(parts) and self._outgoing:
+                    self._outgoing.popleft()
+                    self.pending_bytes -= size
+                    self._written()
+            else:
+                return
+        self._work_soon()
+
+    def _receive(self) -> None:
+        try:
+            head, *parts = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            frame = read_parts(head.buffer, [part.buffer for part in parts])
+        except zmq.Again:
+            return
+        except zmq.ZMQError as error:
+            self._broken(f"the link to {self.name} is broken: {error}", error)
+        except FrameCorrupt as error:
+            self._broken(f"what {self.name} sent cannot be read: {error}", error)
+        else:
+            self._received(frame.envelope, frame.buffers)
+
+    # The peer's end
+
+    def _hear_monitor(self) -> None:
+        while self.state is not LinkState.GONE and self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+            event = parse_monitor_message(self._monitor.recv_multipart())["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connected = True
+            elif self._connected:
+                self._settle(_SETTLING_SECONDS)
+        self._work_soon()
+
+    def _lifeline_ended(self) -> None:
+        assert self._lifeline is not None
+        with contextlib.suppress(OSError):
+            if self._lifeline.recv(1):
+                return
+        self._loop.remove_reader(self._lifeline.fileno())
+        self._readers.remove(self._lifeline.fileno())
+        self._hear_monitor()
+        # The disconnection follows, behind what was sent, if there ever was a connection.
+        self._settle(10 * _SETTLING_SECONDS if self._connected else _SETTLING_SECONDS)
+
+    def _settle(self, seconds: float) -> None:
+        if self.state is LinkState.GONE:
+            return
+        deadline = self._loop.time() + seconds
+        if self._settling is not None:
+            if self._settling.when() <= deadline:
+                return
+            self._settling.cancel()
+        self._settling = self._loop.call_at(deadline, self._settled)
+
+    def _settled(self) -> None:
+        """All that the peer said has come: hear it, then its end."""
+        self._settling = None
+        while self.state is not LinkState.GONE and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+            self._receive()
+        if self.state is not LinkState.GONE:
+            self._peer_gone(False)
+
+    def _release(self) -> None:
+        for descriptor in self._readers:
+            self._loop.remove_reader(descriptor)
+        for pending in self._again, self._settling:
+            if pending is not None:
+                pending.cancel()
+        if self._endpoint:
+            self._context.disallow(self._endpoint)
+        orderly = not self._outgoing
+        self._outgoing.clear()
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._socket.close(_LINGER_MS if orderly else 0)
+        if self._lifeline is not None:
+            self._lifeline.close()
