@@ -12,10 +12,7 @@ _CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
 
 def recommended_domain_count() -> int:
     """The number of cores, within this process's CPU affinity and its cgroup's CPU quota; at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota()
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 

@@ -50,7 +50,7 @@ class DomainManager:
     async def run(self, f: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T: ...
     @overload
     async def run(self, f: Callable[[*Ts], T], *args: *Ts) -> T: ...
-    async def run(self, f: Callable[..., Any], *args: Any) -> Any:
+    async def run(self, f: Callable[..., Any], *args: Any) -> Any:  # type: ignore[misc]  # mypy does not match Any with a TypeVarTuple
         """Run a function, plain or `async`, in a domain of its own, and return its result.
 
         Raises what it raises, with the remote traceback; NotPicklable for what cannot travel; DomainDied if its
@@ -133,7 +133,7 @@ class Domain:
     async def call(self, f: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T: ...
     @overload
     async def call(self, f: Callable[[*Ts], T], *args: *Ts) -> T: ...
-    async def call(self, f: Callable[..., Any], *args: Any) -> Any:
+    async def call(self, f: Callable[..., Any], *args: Any) -> Any:  # type: ignore[misc]  # mypy does not match Any with a TypeVarTuple
         """Run a function, plain or `async`, in this domain, beside what already runs there.
 
         Raises what it raises, NotPicklable, DomainDied, or Closed after the end of the block. Cancelling it cancels

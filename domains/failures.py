@@ -68,9 +68,7 @@ def pack_failure(error: BaseException, pickling: Pickling, where: str) -> Payloa
         except NotPicklable as refusal:
             why = str(refusal)
         exceptions.append(
-            _PackedException(
-                payload.data, len(payload.buffers), type(current).__qualname__, _message(current), why
-            )
+            _PackedException(payload.data, len(payload.buffers), type(current).__qualname__, _message(current), why)
         )
         buffers.extend(payload.buffers)
         if current.__cause__ is not None:
@@ -84,7 +82,7 @@ def pack_failure(error: BaseException, pickling: Pickling, where: str) -> Payloa
             current = None
         if isinstance(current, RemoteTraceback):
             links[-1], current = "", None  # already part of the text of the exception above it
-    return Payload(_encoder.encode(_PackedFailure(exceptions, links, text, where)), buffers)  # type: ignore[arg-type]
+    return Payload(_encoder.encode(_PackedFailure(exceptions, links, text, where)), buffers)
 
 
 def unpack_failure(data: bytes, buffers: Sequence[memoryview], pickling: Pickling) -> BaseException:
@@ -106,9 +104,7 @@ def unpack_failure(data: bytes, buffers: Sequence[memoryview], pickling: Picklin
     return error
 
 
-def _rebuild(
-    packed: _PackedException, buffers: Sequence[memoryview], pickling: Pickling, where: str
-) -> BaseException:
+def _rebuild(packed: _PackedException, buffers: Sequence[memoryview], pickling: Pickling, where: str) -> BaseException:
     summary = f"{packed.type_name}: {packed.message}"
     what = f"exception {packed.type_name} raised by {where}"
     hint = f"It said: {summary}. Its traceback is in the notes."

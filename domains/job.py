@@ -99,9 +99,7 @@ class Job(Generic[T]):
         assert self.state is JobState.QUEUED
         self.state = JobState.SENT
         self.ticket = next(_tickets)
-        return StartJob(
-            self.ticket, self.function.number, self.data, self.weight, self.variables, len(self.buffers)
-        )
+        return StartJob(self.ticket, self.function.number, self.data, self.weight, self.variables, len(self.buffers))
 
     def handed_back(self) -> None:
         """Its domain has not started it, or has died and it may be tried again."""

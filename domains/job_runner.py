@@ -47,6 +47,7 @@ _SLICE_SECONDS = 0.001
 _QUICK_SECONDS = 0.0001
 """Results may wait in the batch for the next job while that is expected to take no longer than this."""
 
+
 class _Received(NamedTuple):
     message: StartJob
     buffers: Buffers
@@ -76,7 +77,7 @@ class JobRunner:
         conversation: Conversation,
         switch: Switch,
         claims: ReceivedClaims,
-        on_finished: Callable[[], None],
+        on_finished: Callable[[], object],
     ) -> None:
         self._conversation = conversation
         self._link = conversation.link
@@ -208,9 +209,7 @@ class JobRunner:
         else:
             self._call(message, known, arguments, context)
 
-    def _call(
-        self, message: StartJob, known: _Known, arguments: tuple[Any, ...], context: contextvars.Context
-    ) -> None:
+    def _call(self, message: StartJob, known: _Known, arguments: tuple[Any, ...], context: contextvars.Context) -> None:
         if known.seconds > _QUICK_SECONDS:
             self._link.flush()  # nobody's result waits for a long job to end
         started = time.perf_counter()
@@ -286,9 +285,7 @@ class JobRunner:
         self._conversation.send(JobRaised(job, payload.data, seconds, len(payload.buffers)), payload.buffers)
 
 
-def _call_outside_of_the_loop(
-    context: contextvars.Context, f: Callable[..., Any], arguments: tuple[Any, ...]
-) -> Any:
+def _call_outside_of_the_loop(context: contextvars.Context, f: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Call a plain job as if no event loop ran in this thread, so that it may run one of its own."""
     loop = asyncio.get_running_loop()
     asyncio._set_running_loop(None)

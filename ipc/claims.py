@@ -17,7 +17,7 @@ import mmap
 import os
 import struct
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _TOKEN_BYTES = 8
 MOST_OFFERED = 4096
@@ -86,7 +86,7 @@ class OfferedClaims(_Claims):
 class ReceivedClaims(_Claims):
     """The domain's side."""
 
-    def __init__(self, descriptors: dict[str, int]) -> None:
+    def __init__(self, descriptors: Mapping[str, int]) -> None:
         super().__init__(descriptors["claims"], -1, descriptors["started"])
 
     def claim(self, most: int) -> list[int]:

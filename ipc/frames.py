@@ -219,4 +219,3 @@ class FrameReader:
             self._view[:available] = bytes(self._view[self._start : self._end])
         self._start = 0
         self._end = available
-

@@ -46,10 +46,11 @@ class InProcessLink(Link):
         peer._schedule()
 
     def _schedule(self) -> None:
+        if self._is_scheduled or not self.is_reading or self.state in (LinkState.NEW, LinkState.GONE):
+            return
         if self._incoming or self._peer is None:
-            if self.is_reading and not self._is_scheduled and self.state not in (LinkState.NEW, LinkState.GONE):
-                self._is_scheduled = True
-                self._loop.call_soon(self._deliver)
+            self._is_scheduled = True
+            self._loop.call_soon(self._deliver)
 
     def _deliver(self) -> None:
         self._is_scheduled = False
@@ -77,7 +78,9 @@ def _size(envelope: bytes, buffers: list[memoryview]) -> int:
     return len(envelope) + sum(buffer.nbytes for buffer in buffers) + 1
 
 
-def connect_in_process(codec: Codec, first: str = "first", second: str = "second") -> tuple[InProcessLink, InProcessLink]:
+def connect_in_process(
+    codec: Codec, first: str = "first", second: str = "second"
+) -> tuple[InProcessLink, InProcessLink]:
     """Both ends of a new link; each is named after the party at its other end."""
     one, other = InProcessLink(codec, second), InProcessLink(codec, first)
     one._peer, other._peer = other, one

@@ -2,7 +2,7 @@
 
 What is sent in one turn of the loop becomes one frame. A link is New, then Open; then Closing, when this side has said
 goodbye, behind all that it sent, and still hears the other; then Leaving, when both have, and what is pending is still
-written; then Gone. `on_gone` is the last thing its receiver hears, exactly once, and what the link held is released then.
+written; then Gone. `on_gone` is the last thing its receiver hears, exactly once, and what it held is released then.
 A goodbye is an empty envelope.
 Sending never waits: a link whose peer does not read becomes congested, and whoever can wait is expected to wait until
 it is writable again. All methods and callbacks belong to the loop's thread.
@@ -73,7 +73,7 @@ class Link(ABC):
         self._receiver: Receiver | None = None
         self._batch: list[Any] = []
         self._batch_buffers: list[Buffer] = []
-        self._when_writable: dict[object, Callable[[], None]] = {}
+        self._when_writable: dict[object, Callable[[], object]] = {}
         self._closing_timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -117,7 +117,7 @@ class Link(ABC):
         if self.pending_bytes > HIGH_WATER_BYTES:
             self.is_congested = True
 
-    def when_writable(self, callback: Callable[[], None]) -> Callable[[], None]:
+    def when_writable(self, callback: Callable[[], object]) -> Callable[[], None]:
         """Call this once, when the link is no longer congested, or gone; returns what withdraws it.
 
         Soon, if it is not congested now.

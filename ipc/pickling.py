@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cloudpickle
+from domains.ipc.unpicklable import find_culprit
 
 from domains.errors import NotPicklable
-from domains.ipc.unpicklable import find_culprit
 
 __all__ = ["OUT_OF_BAND_BYTES", "Payload", "Pickling"]
 
@@ -52,7 +52,7 @@ class Pickling:
     def dumps(self, value: object, what: str) -> Payload:
         """Pickle a value. Raises NotPicklable: `what`, and the path in it, is what cannot travel."""
         kind = type(value)
-        if kind in _SCALARS or (kind is tuple and all(type(item) in _SCALARS for item in value)):  # type: ignore[attr-defined]
+        if kind in _SCALARS or (isinstance(value, tuple) and kind is tuple and _SCALARS.issuperset(map(type, value))):
             return Payload(pickle.dumps(value, _PROTOCOL), [])
         try:
             payload = self._dump(value)
@@ -87,7 +87,7 @@ class Pickling:
         buffers: list[Any] = []
         file = io.BytesIO()
         pickler = pickle.Pickler(file, _PROTOCOL, buffer_callback=_keeper(buffers))
-        pickler.dispatch_table = self._table  # type: ignore[assignment]
+        pickler.dispatch_table = self._table
         pickler.dump(value)
         return Payload(file.getvalue(), buffers)
 

@@ -17,16 +17,16 @@ import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import zmq
+from domains.ipc.frames import FrameCorrupt, byte_view, frame_header, read_parts
+from domains.ipc.keys import KeyPair
+from domains.ipc.link import Buffer, Codec, Link, LinkState
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from domains.errors import DomainUnavailable
-from domains.ipc.frames import FrameCorrupt, byte_view, frame_header, read_parts
-from domains.ipc.keys import KeyPair
-from domains.ipc.link import Buffer, Codec, Link, LinkState
 
 __all__ = ["ZeroMQContext", "ZeroMQLink"]
 
@@ -76,7 +76,7 @@ class ZeroMQContext:
 
     def _check_keys(self) -> None:
         gate = self._gate
-        while gate.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while _events(gate) & zmq.POLLIN:
             sender, empty, version, request, domain, _, _, mechanism, *credentials = gate.recv_multipart()
             allowed = self._allowed.get(domain)
             good = mechanism == b"CURVE" and allowed is not None and credentials == [allowed]
@@ -206,8 +206,7 @@ class ZeroMQLink(Link):
         for _ in range(_FRAMES_PER_TURN):
             if self.state is LinkState.GONE:
                 return
-            events = self._socket.getsockopt(zmq.EVENTS)
-            assert isinstance(events, int)
+            events = _events(self._socket)
             if events & zmq.POLLIN:
                 self._receive()
             elif events & zmq.POLLOUT and self._outgoing:
@@ -236,7 +235,7 @@ class ZeroMQLink(Link):
     # The peer's end
 
     def _hear_monitor(self) -> None:
-        while self.state is not LinkState.GONE and self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+        while self.state is not LinkState.GONE and _events(self._monitor) & zmq.POLLIN:
             event = parse_monitor_message(self._monitor.recv_multipart())["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = True
@@ -268,7 +267,7 @@ class ZeroMQLink(Link):
     def _settled(self) -> None:
         """All that the peer said has come: hear it, then its end."""
         self._settling = None
-        while self.state is not LinkState.GONE and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+        while self.state is not LinkState.GONE and _events(self._socket) & zmq.POLLIN:
             self._receive()
         if self.state is not LinkState.GONE:
             self._peer_gone(False)
@@ -288,3 +287,8 @@ class ZeroMQLink(Link):
         self._socket.close(_LINGER_MS if orderly else 0)
         if self._lifeline is not None:
             self._lifeline.close()
+
+
+def _events(connection: zmq.Socket[bytes]) -> int:
+    """What a socket can do now; asking also takes note of what its descriptor told."""
+    return cast(int, connection.getsockopt(zmq.EVENTS))

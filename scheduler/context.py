@@ -63,8 +63,6 @@ class Cancellation:
 class Fiber:
     """What the scheduler knows about one task."""
 
-    __slots__ = ()
-
     context: Context
     """The innermost cancellation context."""
     suspension: Suspension[Any] | None
@@ -140,7 +138,7 @@ class FiberTask(asyncio.Task[Any], Fiber):
 class _ForeignFiber(Fiber):
     """A task that is not ours, while it lives: the root of a small tree of its own."""
 
-    __slots__ = ("__weakref__", "_task", "context", "delivered", "suspension", "told")
+    __slots__ = ("_task", "context", "delivered", "suspension", "told")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self._task = weakref.ref(task)
@@ -163,7 +161,17 @@ class Context:
     dumps what it belongs to; `owner` is the switch, where it is a switch's. `adopted` is work without a fiber.
     """
 
-    __slots__ = ("__weakref__", "adopted", "cancellation", "children", "fibers", "label", "owner", "parent", "protected")
+    __slots__ = (
+        "__weakref__",
+        "adopted",
+        "cancellation",
+        "children",
+        "fibers",
+        "label",
+        "owner",
+        "parent",
+        "protected",
+    )
 
     def __init__(self, parent: Context | None, label: str, *, protected: bool = False, owner: Any = None) -> None:
         self.parent = parent

@@ -94,7 +94,7 @@ _OURS = __file__.rsplit("/", 1)[0]
 def _innermost_foreign_frame(fiber: Fiber) -> FrameType | None:
     """Where the user's code waits: the innermost frame that is not of this package."""
     coroutine: Any = fiber.task().get_coro()
-    frames = []
+    frames: list[FrameType] = []
     while coroutine is not None:
         frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
         if frame is None:

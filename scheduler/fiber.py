@@ -102,8 +102,8 @@ async def first(f: Callable[[], T], g: Callable[[], T], combine: Callable[[T, T]
 async def first(f: Callable[[], Any], g: Callable[[], Any], combine: Callable[[Any, Any], Any] | None = None) -> Any:
     """Run f and g, and return the result of the one that is first; the other is cancelled, and has ended.
 
-    If the other succeeds all the same, `combine(a, b)` decides, a being the first; without it b is dropped. A failure is
-    raised, be it before anyone has succeeded or while being cancelled.
+    If the other succeeds all the same, `combine(a, b)` decides, a being the first; without it b is dropped. A failure
+    is raised, be it before anyone has succeeded or while being cancelled.
     """
     return await _any("first", [f, g], combine)
 

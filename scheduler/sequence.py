@@ -1,8 +1,8 @@
 """`fork_seq`: a fiber that produces items one by one, only as far as somebody takes them.
 
 States of the talk between the two: New -> Wanted (an item was asked for, the producer runs) -> Idle (it came, the
-producer waits in `yield_`) -> Wanted ..., until Ended, when the producer is over. A consumer that is cancelled leaves the
-state alone: the item that it asked for is there for the next one.
+producer waits in `yield_`) -> Wanted ..., until Ended, when the producer is over. A consumer that is cancelled leaves
+the state alone: the item that it asked for is there for the next one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A bounded queue between fibers: items leave in the order of their adds, takers are served in the order of their takes.
+"""A bounded queue between fibers: items leave in the order of their adds, takers are served in that of their takes.
 
 Invariants: takers wait only while nothing is there; adders wait only while it is full; so a nonblocking call never
 overtakes one that waits. Capacity 0 is a rendezvous: an add is done when a taker has that very item. Closed is for
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-from domains.errors import Closed
 from domains.scheduler.context import check
 from domains.scheduler.suspend import Suspension, suspend
 from domains.scheduler.waiters import WaitQueue
+
+from domains.errors import Closed
 
 __all__ = ["Stream"]
 
@@ -98,7 +99,7 @@ class Stream(Generic[T]):
             raise Closed(f"{self!r} has no more items")
         return item
 
-    def _take(self) -> tuple[bool, Any]:
+    def _take(self) -> tuple[bool, T]:
         if self._items:
             item = self._items.popleft()
             while self._adders:
@@ -111,7 +112,7 @@ class Stream(Generic[T]):
             entry = self._adders.pop_first()
             if entry is not None and entry[0].resume(None):
                 return True, entry[1]
-        return False, None
+        return False, cast(T, None)
 
     def close(self) -> None:
         """No more items come: waiting adders and, once nothing is left, takers raise Closed. Closing twice is fine."""

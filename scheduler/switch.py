@@ -213,7 +213,7 @@ class Switch:
         name: str | None = None,
         context: contextvars.Context | None = None,
     ) -> None: ...
-    def fork(
+    def fork(  # type: ignore[misc]  # mypy does not match Any with a TypeVarTuple
         self,
         f: Callable[..., object],
         *args: Any,
@@ -228,7 +228,7 @@ class Switch:
         self._check_open()
         if self._context.cancellation is None:
             self._fibers += 1
-            self._start(self._run(f, args), self._context, name or getattr(f, "__name__", "fiber"), context)
+            self._start(self._run(f, args), self._context, name or _name_of(f, "fiber"), context)
 
     async def _run(self, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
         fiber = cast(FiberTask, current_fiber())
@@ -256,7 +256,7 @@ class Switch:
         promise fails with Cancelled.
         """
         self._check_open()
-        name = name or getattr(f, "__name__", "fiber")
+        name = name or _name_of(f, "fiber")
         promise: Promise[Any] = Promise(name)
         if self._context.cancellation is None:
             self._fibers += 1
@@ -317,7 +317,7 @@ class Switch:
         """Run `f(*args)` in a new fiber that is cancelled once all others have ended. Its failure fails the switch."""
         self._check_open()
         if self._context.cancellation is None:
-            self._start_daemon(f, args, name or getattr(f, "__name__", "daemon"), context, _nothing)
+            self._start_daemon(f, args, name or _name_of(f, "daemon"), context, _nothing)
 
     def _fork_sequence(self, produce: Callable[[], Awaitable[None]], name: str, ended: Callable[[], None]) -> None:
         """A daemon whose end is told, even if it never began. Raises Cancelled on a cancelled switch."""
@@ -508,3 +508,8 @@ def _nothing() -> None:
 
 async def _finish(awaitable: Awaitable[object]) -> None:
     await awaitable
+
+
+def _name_of(f: object, otherwise: str) -> str:
+    name = getattr(f, "__name__", None)
+    return name if type(name) is str else otherwise

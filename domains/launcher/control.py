@@ -107,10 +107,7 @@ class ControlSocket:
         while self._outgoing:
             data, descriptors = self._outgoing[0]
             try:
-                if descriptors:
-                    sent = socket.send_fds(self._socket, [data], descriptors)
-                else:
-                    sent = self._socket.send(data)
+                sent = socket.send_fds(self._socket, [data], descriptors) if descriptors else self._socket.send(data)
             except (BlockingIOError, InterruptedError):
                 return False
             for descriptor in descriptors:

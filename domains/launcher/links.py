@@ -8,6 +8,7 @@ imported only by those who use it: that takes longer than everything else of our
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import socket
 import tempfile
@@ -50,7 +51,7 @@ class LinkKind(ABC):
         """Paths that `close` removes, and that somebody else must remove if this process dies before."""
         return []
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most kinds have nothing to share
         """Release what the links of this process share."""
 
 
@@ -143,7 +144,7 @@ class ZeroMQKind(LinkKind):
 
     def _open_directory(self) -> str:
         if self._directory is None:
-            self._directory = tempfile.mkdtemp(prefix="domains-")  # mode 0700
+            self._directory = tempfile.mkdtemp(prefix=f"domains-{os.getpid()}-")  # mode 0700
         return self._directory
 
 

@@ -140,9 +140,7 @@ class _LauncherConnection:
             self._processes.pop(message.domain).ended(Ending(None, None, why=message.why))
         elif isinstance(message, Ended):
             status = message.status
-            ending = Ending(
-                status if status >= 0 else None, -status if status < 0 else None, message.crash or None
-            )
+            ending = Ending(status if status >= 0 else None, -status if status < 0 else None, message.crash or None)
             self._processes.pop(message.domain).ended(ending)
 
     def _lost(self) -> None:
@@ -174,9 +172,7 @@ class LocalProvider(Provider):
         self._kind = kind
         self._connection: _LauncherConnection | None = None
 
-    def launch(
-        self, domain: int, name: str, codec: Codec, descriptors: Mapping[str, int]
-    ) -> DomainProcess:
+    def launch(self, domain: int, name: str, codec: Codec, descriptors: Mapping[str, int]) -> DomainProcess:
         connection = self._connect()
         offer = self._kind.offer(codec, name)
         inherited = {**descriptors, **offer.descriptors}

@@ -50,9 +50,7 @@ class Provider(ABC):
     """Starts domains. Used from the thread of the loop it was made on."""
 
     @abstractmethod
-    def launch(
-        self, domain: int, name: str, codec: Codec, descriptors: Mapping[str, int]
-    ) -> DomainProcess:
+    def launch(self, domain: int, name: str, codec: Codec, descriptors: Mapping[str, int]) -> DomainProcess:
         """Start a domain; returns at once, and what cannot start is told by `when_ended`.
 
         The named file descriptors are duplicated into the domain. Raises DomainUnavailable if not even trying

@@ -96,9 +96,7 @@ class Dispatcher:
                 self._job_ended(job)
                 on_end(job)
 
-        job: Job[Any] = Job(
-            function, arguments, self._manager.pickling, weight, priority, self.cancel, ended, retries
-        )
+        job: Job[Any] = Job(function, arguments, self._manager.pickling, weight, priority, self.cancel, ended, retries)
         self._unfinished += 1
         self._queue.push(job)
         self._schedule()
@@ -297,7 +295,9 @@ class Dispatcher:
     def _rebalance(self) -> None:
         """Nothing waits here: if a domain could start what another was sent ahead, take that back and send it."""
         members = self._members.values()
-        if any(m.load < FULL_WEIGHT and m.handle.takes_jobs for m in members) and any(m.load > FULL_WEIGHT and m.jobs > 1 for m in members):
+        if any(m.load < FULL_WEIGHT and m.handle.takes_jobs for m in members) and any(
+            m.load > FULL_WEIGHT and m.jobs > 1 for m in members
+        ):
             self._take_back(self._members.values())
             if len(self._queue):
                 self._dispatch_after_answers()

@@ -28,6 +28,7 @@ T = TypeVar("T")
 X = TypeVar("X")
 Ts = TypeVarTuple("Ts")
 
+
 class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
     """Runs jobs in `domain_count` domains of its own, for the length of an `async with` block.
 
@@ -89,7 +90,7 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         retries: int = 0,
         priority: int = 0,
     ) -> T: ...
-    async def submit(
+    async def submit(  # type: ignore[misc]  # mypy does not match Any with a TypeVarTuple
         self,
         f: Callable[..., Any],
         *args: Any,
@@ -121,7 +122,9 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
     ) -> Promise[T]: ...
     @overload
     def submit_fork(self, switch: Switch, f: Callable[[*Ts], T], *args: *Ts, weight: float) -> Promise[T]: ...
-    def submit_fork(self, switch: Switch, f: Callable[..., Any], *args: Any, weight: float) -> Promise[Any]:
+    def submit_fork(  # type: ignore[misc]  # mypy does not match Any with a TypeVarTuple
+        self, switch: Switch, f: Callable[..., Any], *args: Any, weight: float
+    ) -> Promise[Any]:
         """Submit a job that belongs to a switch, without waiting: its outcome comes to the promise.
 
         The switch waits for the job, and cancels it when it is cancelled. Raises at once what is wrong with the call.

@@ -6,7 +6,6 @@ the iteration ends, nothing of it runs on: the groups under way are cancelled an
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
@@ -50,9 +49,7 @@ def map_over(
 class _GroupSize:
     """How many items to send at a time: grows while groups are too quick, shrinks when they are slow."""
 
-    def __init__(
-        self, f: Callable[[Any], Any], chunk: int | Literal["auto"], buffer: int | None, domains: int
-    ) -> None:
+    def __init__(self, f: Callable[[Any], Any], chunk: int | Literal["auto"], buffer: int | None, domains: int) -> None:
         self._fixed = chunk != "auto" or inspect.iscoroutinefunction(f)
         self.items = chunk if chunk != "auto" else 1
         self._most = _MOST_IN_GROUP if buffer is None else max(1, min(_MOST_IN_GROUP, buffer // (2 * domains)))

@@ -1,0 +1,241 @@
+"""Hash a directory tree into one Merkle root, with the files spread over all cores.
+
+    python examples/merkle.py PATH [--domains N]
+
+The root stands for the names, kinds and contents of everything below PATH:
+
+- a file's hash is SHA-256 of b"file\\0" and its contents;
+- a symbolic link's is SHA-256 of b"link\\0" and its target as bytes; links are never followed, so there are no loops;
+- anything else that can be named but not read as a file (a socket, a FIFO, a device) is SHA-256 of b"other\\0";
+- what may not be read (permissions, input/output errors) is SHA-256 of b"unreadable\\0";
+- a directory's is SHA-256 of b"directory\\0" and, for each entry in the order of the names' bytes, the length of the
+  name (8 bytes, big endian), the name, and the entry's 32-byte hash;
+- a file that vanishes after its directory was listed is left out, as if it had been gone before.
+
+Owners, times and permissions do not count. Everything but plain files is counted in the summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+import domains
+
+PIECE_BYTES = 1 << 20
+GROUP_BYTES = 4 << 20
+"""Small files are hashed together until they make up so much: a job should be long against its sending."""
+
+GROUP_FILES = 256
+
+
+class Tree(NamedTuple):
+    """A directory as it was listed: its entries by name; files to hash are None until they are."""
+
+    entries: dict[bytes, Tree | bytes | None]
+
+
+class File(NamedTuple):
+    path: bytes
+    size: int
+
+
+class Summary(NamedTuple):
+    """The root, and what was met on the way to it."""
+
+    root: str
+    files: int
+    bytes_read: int
+    directories: int
+    links: int
+    others: int
+    unreadable: int
+    vanished: int
+
+
+class Counts:
+    def __init__(self) -> None:
+        self.files = self.bytes_read = self.directories = self.links = self.others = 0
+        self.unreadable = self.vanished = 0
+
+
+UNREADABLE = hashlib.sha256(b"unreadable\0").digest()
+OTHER = hashlib.sha256(b"other\0").digest()
+
+
+def list_tree(path: bytes, counts: Counts, files: list[File]) -> Tree | bytes:
+    """List a directory and all below it; appends the files that are to be hashed."""
+    try:
+        with os.scandir(path) as listing:
+            entries = list(listing)
+    except OSError:
+        counts.unreadable += 1
+        return UNREADABLE
+    counts.directories += 1
+    found: dict[bytes, Tree | bytes | None] = {}
+    for entry in entries:
+        try:
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                found[entry.name] = list_tree(entry.path, counts, files)
+            elif stat.S_ISREG(status.st_mode):
+                found[entry.name] = None
+                files.append(File(entry.path, status.st_size))
+            elif stat.S_ISLNK(status.st_mode):
+                found[entry.name] = hashlib.sha256(b"link\0" + os.readlink(entry.path)).digest()
+                counts.links += 1
+            else:
+                found[entry.name] = OTHER
+                counts.others += 1
+        except FileNotFoundError:
+            counts.vanished += 1
+    return Tree(found)
+
+
+def hash_file(path: bytes) -> tuple[bytes | None, int]:
+    """A file's hash and how much was read: None for one that has vanished, UNREADABLE for one that refuses."""
+    hasher = hashlib.sha256(b"file\0")
+    read = 0
+    try:
+        # A FIFO may have taken the file's place: opening must not wait for somebody to write to it.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb", buffering=0) as file:
+            while piece := file.read(PIECE_BYTES):
+                hasher.update(piece)
+                read += len(piece)
+    except FileNotFoundError:
+        return None, 0
+    except OSError:
+        return UNREADABLE, read
+    return hasher.digest(), read
+
+
+def hash_files(paths: list[bytes]) -> list[tuple[bytes | None, int]]:
+    """The job: several files, one after another."""
+    return [hash_file(path) for path in paths]
+
+
+def groups_of(files: list[File]) -> Iterator[list[File]]:
+    """The files in groups of about the same amount of work, the large ones first."""
+    group: list[File] = []
+    size = 0
+    for file in sorted(files, key=lambda file: -file.size):
+        group.append(file)
+        size += file.size
+        if size >= GROUP_BYTES or len(group) >= GROUP_FILES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def root_of(tree: Tree | bytes, path: bytes, hashes: dict[bytes, bytes | None]) -> bytes:
+    """The hash of a directory, from those of everything below it."""
+    if isinstance(tree, bytes):
+        return tree
+    hasher = hashlib.sha256(b"directory\0")
+    for name in sorted(tree.entries):
+        entry = tree.entries[name]
+        below = os.path.join(path, name)
+        digest = hashes[below] if entry is None else root_of(entry, below, hashes)
+        if digest is not None:
+            hasher.update(len(name).to_bytes(8, "big") + name + digest)
+    return hasher.digest()
+
+
+async def merkle(
+    env: domains.Environment, path: str, count: int, tell: Callable[[int, int], None] = lambda done, total: None
+) -> Summary:
+    """The Merkle root of the tree at `path`, hashed by `count` domains; `tell(done, total)` hears of bytes."""
+    counts = Counts()
+    files: list[File] = []
+    top = os.fsencode(path)
+    tree = list_tree(top, counts, files)
+    total = sum(file.size for file in files)
+    hashes: dict[bytes, bytes | None] = {}
+    done = 0
+    async with domains.ExecutorPool(env.domain_mgr, domain_count=count) as pool, domains.Switch("hashing") as switch:
+        groups = list(groups_of(files))
+        jobs = [pool.submit_fork(switch, hash_files, [file.path for file in group], weight=1.0) for group in groups]
+        for group, job in zip(groups, jobs, strict=True):
+            for file, (digest, read) in zip(group, await job, strict=True):
+                hashes[file.path] = digest
+                counts.bytes_read += read
+                counts.files += digest is not None and digest != UNREADABLE
+                counts.vanished += digest is None
+                counts.unreadable += digest == UNREADABLE
+                done += file.size
+            tell(done, total)
+    root = root_of(tree, top, hashes).hex()
+    return Summary(
+        root,
+        counts.files,
+        counts.bytes_read,
+        counts.directories,
+        counts.links,
+        counts.others,
+        counts.unreadable,
+        counts.vanished,
+    )
+
+
+async def timed(env: domains.Environment, path: str, count: int, console: Console) -> tuple[Summary, float]:
+    columns = ("[progress.description]{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(f"{count} domain{'s' if count > 1 else ''}", total=None)
+        started = time.perf_counter()
+        summary = await merkle(env, path, count, lambda done, total: progress.update(task, completed=done, total=total))
+        return summary, time.perf_counter() - started
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Hash a directory tree into one Merkle root, on all cores.")
+    parser.add_argument("path")
+    parser.add_argument("--domains", type=int, default=domains.recommended_domain_count(), metavar="N")
+    options = parser.parse_args()
+    if options.domains < 1:
+        parser.error("--domains must be at least 1")
+    if not os.path.isdir(options.path):
+        parser.error(f"{options.path} is not a directory")
+    return options
+
+
+async def main(env: domains.Environment, options: argparse.Namespace) -> int:
+    console = Console(stderr=True)
+    # Both measured runs find the files in the page cache: the first one that reads them does not count.
+    console.print("Reading everything once, so that the figures are about hashing and not about the disk.")
+    await domains.run_in_thread(read_all, os.fsencode(options.path))
+    alone, alone_seconds = await timed(env, options.path, 1, console)
+    summary, seconds = (alone, alone_seconds)
+    if options.domains > 1:
+        summary, seconds = await timed(env, options.path, options.domains, console)
+    print(f"root        {summary.root}")
+    print(f"read        {summary.files} files, {summary.bytes_read / 1e6:.1f} MB, {summary.directories} directories")
+    print(f"special     {summary.links} links, {summary.others} others (sockets, FIFOs, devices)")
+    print(f"left out    {summary.unreadable} unreadable, {summary.vanished} vanished")
+    print(f"time        {seconds:.2f} s with {options.domains} domains, {alone_seconds:.2f} s with one")
+    print(f"speed-up    {alone_seconds / seconds:.2f} x, {summary.bytes_read / seconds / 1e6:.0f} MB/s")
+    if alone.root != summary.root:
+        print("The tree has changed between the two runs: the roots differ.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def read_all(path: bytes) -> None:
+    files: list[File] = []
+    list_tree(path, Counts(), files)
+    for file in files:
+        hash_file(file.path)
+
+
+if __name__ == "__main__":
+    sys.exit(domains.run(functools.partial(main, options=parse_arguments())))

@@ -1,0 +1,166 @@
+"""The Merkle example against a simple sequential implementation, and in every special case that it names."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import domains
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "merkle.py"
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("merkle", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["merkle"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def merkle(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    return load()
+
+
+def summary_of(merkle: ModuleType, path: Path, count: int = 2) -> Any:
+    async def main(env: domains.Environment) -> Any:
+        return await merkle.merkle(env, str(path), count)
+
+    return domains.run(main)
+
+
+def sequential_root(path: bytes) -> bytes:
+    """The definition, in as few words as possible; knows files, links and directories only."""
+    if os.path.islink(path):
+        return hashlib.sha256(b"link\0" + os.readlink(path)).digest()
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            return hashlib.sha256(b"file\0" + file.read()).digest()
+    text = b"directory\0"
+    for name in sorted(os.listdir(path)):
+        text += len(name).to_bytes(8, "big") + name + sequential_root(os.path.join(path, name))
+    return hashlib.sha256(text).digest()
+
+
+def write(path: Path, content: bytes = b"") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    for number in range(40):
+        write(root / f"d{number % 7}" / f"f{number}", os.urandom(number * 1000))
+    write(root / "empty")
+    write(root / "big", os.urandom(6_000_000))
+    (root / "nothing in it").mkdir()
+    (root / "a link").symlink_to("d1/f1")
+    (root / "a link to nowhere").symlink_to("nowhere")
+    (root / "a loop").symlink_to(".")
+    write(root / os.fsdecode(b"not utf-8 \xff"), b"name")
+    return root
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_root_is_that_of_the_sequential_implementation(merkle: ModuleType, tree: Path, count: int) -> None:
+    summary = summary_of(merkle, tree, count)
+    assert summary.root == sequential_root(os.fsencode(tree)).hex()
+    assert summary.files == 43
+    assert summary.links == 3
+
+
+def test_a_real_library_has_the_same_root_on_every_run(merkle: ModuleType) -> None:
+    path = Path(sysconfig.get_path("stdlib")) / "asyncio"
+    roots = {summary_of(merkle, path, count).root for count in (1, 2)}
+    assert len(roots) == 1
+
+
+@pytest.mark.parametrize("change", ["content", "name", "new file", "new directory", "link target"])
+def test_every_change_changes_the_root(merkle: ModuleType, tree: Path, change: str) -> None:
+    before = summary_of(merkle, tree).root
+    if change == "content":
+        write(tree / "d1" / "f1", b"changed")
+    elif change == "name":
+        (tree / "d1" / "f1").rename(tree / "d1" / "g1")
+    elif change == "new file":
+        write(tree / "new")
+    elif change == "new directory":
+        (tree / "new").mkdir()
+    else:
+        (tree / "a link").unlink()
+        (tree / "a link").symlink_to("d2/f2")
+    assert summary_of(merkle, tree).root != before
+
+
+def test_sockets_and_fifos_are_counted_and_not_opened(merkle: ModuleType, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        assert summary_of(merkle, tmp_path).others == 2
+
+
+def test_what_may_not_be_read_is_counted(merkle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.getuid() == 0:
+        # Root may read everything: a name that is replaced by a link refuses root too.
+        write(tmp_path / "file", b"content")
+        (tmp_path / "link").symlink_to("file")
+        assert merkle.hash_file(os.fsencode(tmp_path / "link")) == (merkle.UNREADABLE, 0)
+        return
+    write(tmp_path / "secret", b"content")
+    (tmp_path / "secret").chmod(0)
+    assert summary_of(merkle, tmp_path).unreadable == 1
+
+
+def test_a_file_that_vanishes_is_as_if_it_had_never_been(merkle: ModuleType, tmp_path: Path) -> None:
+    write(tmp_path / "stays", b"content")
+    expected = summary_of(merkle, tmp_path).root
+    write(tmp_path / "vanishes", b"content")
+
+    def vanish(path: bytes, counts: Any, files: list[Any]) -> Any:
+        listed = list_tree(path, counts, files)
+        (tmp_path / "vanishes").unlink()
+        return listed
+
+    list_tree = merkle.list_tree
+    merkle.list_tree = vanish
+    summary = summary_of(merkle, tmp_path)
+    assert summary.root == expected
+    assert summary.vanished == 1
+
+
+def test_it_runs_as_a_program(tree: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), str(tree), "--domains", "2"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert sequential_root(os.fsencode(tree)).hex() in done.stdout
+    assert "43 files" in done.stdout
+    assert "speed-up" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["/nowhere at all"], [".", "--domains", "0"], [".", "--domains", "many"]])
+def test_wrong_arguments_are_explained(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert "error" in done.stderr
+    assert "Traceback" not in done.stderr
