@@ -1,0 +1,207 @@
+"""The parties that are measured, behind one face: start with two workers, run jobs, end.
+
+A peer that is not installed is left out. Each runs the same functions, from `benchmarks.jobs`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import multiprocessing
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import domains
+
+WORKERS = 2
+
+
+class Contender:
+    """One party. What it cannot do it does not override, and is left out of that question."""
+
+    name = ""
+    module: str | None = None
+
+    @classmethod
+    def is_installed(cls) -> bool:
+        return cls.module is None or importlib.util.find_spec(cls.module) is not None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
+
+    async def one(self, f: Callable[..., Any], *args: Any) -> Any:
+        """Run one plain job and return its result."""
+        raise NotImplementedError
+
+    async def many(self, f: Callable[..., Any], count: int) -> None:
+        """Submit so many jobs one by one, and await every result."""
+        raise NotImplementedError
+
+    async def many_async(self, f: Callable[..., Any], count: int, weight: float) -> None:
+        """The same with an async function."""
+        raise NotImplementedError
+
+    async def map(self, f: Callable[[Any], Any], xs: Iterable[Any], count: int) -> None:
+        """Consume the results of mapping f over xs."""
+        raise NotImplementedError
+
+    def workers(self) -> list[int]:
+        """The process numbers of its workers."""
+        raise NotImplementedError
+
+
+class Ours(Contender):
+    name = "domains"
+
+    def __init__(self, env: domains.Environment) -> None:
+        self._env = env
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with domains.ExecutorPool(self._env.domain_mgr, domain_count=WORKERS) as self._pool:
+            yield
+
+    async def one(self, f: Callable[..., Any], *args: Any) -> Any:
+        return await self._pool.submit(f, *args, weight=1.0)
+
+    async def many(self, f: Callable[..., Any], count: int) -> None:
+        await self.many_async(f, count, 1.0)
+
+    async def many_async(self, f: Callable[..., Any], count: int, weight: float) -> None:
+        submit = self._pool.submit_fork
+        async with domains.Switch() as switch:
+            promises = [submit(switch, f, weight=weight) for _ in range(count)]
+            for promise in promises:
+                await promise
+
+    async def map(self, f: Callable[[Any], Any], xs: Iterable[Any], count: int) -> None:
+        async for _ in self._pool.map(f, xs, weight=1.0):
+            pass
+
+    def workers(self) -> list[int]:
+        return [domain.pid for domain in self._pool.stats().domains if domain.pid is not None]
+
+
+class OursInFibers(Ours):
+    """Each job awaited by a fiber of its own, as code does that has something to do with each result."""
+
+    name = "domains, a fiber per job"
+
+    async def many_async(self, f: Callable[..., Any], count: int, weight: float) -> None:
+        async def submit() -> None:
+            await self._pool.submit(f, weight=weight)
+
+        async with domains.Switch() as switch:
+            for _ in range(count):
+                switch.fork(submit)
+
+    async def map(self, f: Callable[[Any], Any], xs: Iterable[Any], count: int) -> None:
+        raise NotImplementedError
+
+
+class _Futures(Contender):
+    """Anything with the face of concurrent.futures."""
+
+    def make(self) -> Any:
+        raise NotImplementedError
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        self._executor = self.make()
+        try:
+            yield
+        finally:
+            self._executor.shutdown()
+
+    async def one(self, f: Callable[..., Any], *args: Any) -> Any:
+        return self._executor.submit(f, *args).result()
+
+    async def many(self, f: Callable[..., Any], count: int) -> None:
+        futures = [self._executor.submit(f) for _ in range(count)]
+        for future in futures:
+            future.result()
+
+
+class StandardExecutor(_Futures):
+    name = "ProcessPoolExecutor"
+
+    def make(self) -> Any:
+        return ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("forkserver"))
+
+    async def map(self, f: Callable[[Any], Any], xs: Iterable[Any], count: int) -> None:
+        for _ in self._executor.map(f, xs, chunksize=max(1, count // (WORKERS * 32))):
+            pass
+
+    def workers(self) -> list[int]:
+        return list(self._executor._processes)
+
+
+class Loky(_Futures):
+    name = "loky"
+    module = "loky"
+
+    def make(self) -> Any:
+        import loky
+
+        return loky.ProcessPoolExecutor(WORKERS)
+
+    def workers(self) -> list[int]:
+        return list(self._executor._processes)
+
+
+class StandardPool(Contender):
+    name = "multiprocessing.Pool"
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        with multiprocessing.get_context("forkserver").Pool(WORKERS) as self._pool:
+            yield
+
+    async def one(self, f: Callable[..., Any], *args: Any) -> Any:
+        return self._pool.apply_async(f, args).get()
+
+    async def many(self, f: Callable[..., Any], count: int) -> None:
+        results = [self._pool.apply_async(f) for _ in range(count)]
+        for result in results:
+            result.get()
+
+    async def map(self, f: Callable[[Any], Any], xs: Iterable[Any], count: int) -> None:
+        self._pool.map(f, xs)
+
+    def workers(self) -> list[int]:
+        return [process.pid for process in self._pool._pool]  # type: ignore[attr-defined]
+
+
+class AioMultiprocess(Contender):
+    name = "aiomultiprocess"
+    module = "aiomultiprocess"
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        import aiomultiprocess
+
+        aiomultiprocess.set_start_method("forkserver")
+        async with aiomultiprocess.Pool(WORKERS, childconcurrency=2000) as self._pool:
+            yield
+
+    async def one(self, f: Callable[..., Any], *args: Any) -> Any:
+        raise NotImplementedError
+
+    async def many_async(self, f: Callable[..., Any], count: int, weight: float) -> None:
+        await asyncio.gather(*[self._pool.apply(f) for _ in range(count)])
+
+    def workers(self) -> list[int]:
+        return [process.pid for process in self._pool.processes]
+
+
+def contenders(env: domains.Environment) -> list[Contender]:
+    """Ours, and the peers that are installed."""
+    peers = [StandardExecutor, StandardPool, Loky, AioMultiprocess]
+    return [Ours(env), OursInFibers(env), *(peer() for peer in peers if peer.is_installed())]
+
+
+def missing() -> list[str]:
+    return [peer.name for peer in (Loky, AioMultiprocess) if not peer.is_installed()]

@@ -1,0 +1,22 @@
+"""What the workers are given to do. A module of its own, and a light one: every worker imports it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+
+def nothing() -> None:
+    """The job whose cost is that of running any job."""
+
+
+def same(x: Any) -> Any:
+    return x
+
+
+def first_item(array: Any) -> float:
+    return float(array[0])
+
+
+async def sleep_briefly() -> None:
+    await asyncio.sleep(0.01)

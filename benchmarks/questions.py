@@ -1,0 +1,180 @@
+"""The questions: each measures every contender that can answer it, turn by turn, and keeps each one's best or median.
+
+Taking turns, in one run on one machine, is what makes ratios of noisy figures worth something.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import psutil
+
+import domains
+from benchmarks import first_result
+from benchmarks.contenders import Contender, contenders
+from benchmarks.jobs import first_item, nothing, same, sleep_briefly
+
+
+class Answer(NamedTuple):
+    """One contender's figure; smaller is better. `more` are further figures in the same unit."""
+
+    contender: str
+    figure: float
+    more: dict[str, float]
+
+
+class Question(NamedTuple):
+    """What is asked, in which unit, and how it is measured: a coroutine function of env and of how much to do."""
+
+    name: str
+    unit: str
+    measure: Callable[[domains.Environment, float], Awaitable[list[Answer]]]
+
+
+async def _turns(
+    env: domains.Environment, repetitions: int, measure: Callable[[Contender], Awaitable[float | list[float]]]
+) -> dict[str, list[float]]:
+    """Each contender's figures, over so many turns; those that cannot do it are left out."""
+    figures: dict[str, list[float]] = {}
+    unable: set[str] = set()
+    for _ in range(repetitions):
+        for contender in contenders(env):
+            if contender.name in unable:
+                continue
+            try:
+                async with contender.running():
+                    result = await measure(contender)
+            except NotImplementedError:
+                unable.add(contender.name)
+                continue
+            figures.setdefault(contender.name, []).extend(result if isinstance(result, list) else [result])
+    return figures
+
+
+def _medians(figures: dict[str, list[float]]) -> list[Answer]:
+    return [
+        Answer(name, statistics.median(values), {"best": min(values), "worst": max(values)})
+        for name, values in figures.items()
+    ]
+
+
+async def round_trip(env: domains.Environment, scale: float) -> list[Answer]:
+    async def measure(contender: Contender) -> list[float]:
+        for _ in range(200):
+            await contender.one(nothing)
+        times = []
+        for _ in range(max(200, int(1000 * scale))):
+            started = time.perf_counter()
+            await contender.one(nothing)
+            times.append((time.perf_counter() - started) * 1e6)
+        return times
+
+    figures = await _turns(env, 3, measure)
+    return [
+        Answer(name, statistics.median(times), {"p99": statistics.quantiles(times, n=100)[98]})
+        for name, times in figures.items()
+    ]
+
+
+async def many_jobs(env: domains.Environment, scale: float) -> list[Answer]:
+    count = int(20_000 * scale)
+
+    async def measure(contender: Contender) -> float:
+        await contender.many(nothing, 200)
+        started = time.perf_counter()
+        await contender.many(nothing, count)
+        return (time.perf_counter() - started) / count * 1e6
+
+    return _medians(await _turns(env, 5, measure))
+
+
+async def async_jobs(env: domains.Environment, scale: float) -> list[Answer]:
+    count = int(2_000 * scale)
+
+    async def measure(contender: Contender) -> float:
+        await contender.many_async(sleep_briefly, 4, 0.001)
+        started = time.perf_counter()
+        await contender.many_async(sleep_briefly, count, 0.001)
+        return (time.perf_counter() - started) * 1e3
+
+    return _medians(await _turns(env, 3, measure))
+
+
+async def mapping(env: domains.Environment, scale: float) -> list[Answer]:
+    count = int(200_000 * scale)
+
+    async def measure(contender: Contender) -> float:
+        await contender.map(same, range(2000), 2000)
+        started = time.perf_counter()
+        await contender.map(same, range(count), count)
+        return (time.perf_counter() - started) * 1e3
+
+    return _medians(await _turns(env, 3, measure))
+
+
+async def large_argument(env: domains.Environment, scale: float) -> list[Answer]:
+    import numpy
+
+    async def measure(contender: Contender) -> list[float]:
+        array = numpy.ones(2_000_000)
+        await contender.one(first_item, array)
+        times = []
+        for number in range(max(3, int(10 * scale))):
+            array = numpy.full(2_000_000, float(number))
+            started = time.perf_counter()
+            await contender.one(first_item, array)
+            times.append((time.perf_counter() - started) * 1e3)
+        return times
+
+    return _medians(await _turns(env, 2, measure))
+
+
+async def time_to_first_result(env: domains.Environment, scale: float) -> list[Answer]:
+    figures: dict[str, list[float]] = {}
+    able = [contender.name for contender in contenders(env) if contender.name in first_result.MEASURES]
+    for _ in range(max(3, int(10 * scale))):
+        for name in able:
+            command = [sys.executable, "-m", "benchmarks.first_result", name]
+            run = functools.partial(subprocess.run, command, capture_output=True, text=True, check=True)
+            done = await domains.run_in_thread(run)
+            figures.setdefault(name, []).append(float(done.stdout) * 1e3)
+    return _medians(figures)
+
+
+async def idle_memory(env: domains.Environment, scale: float) -> list[Answer]:
+    async def measure(contender: Contender) -> float:
+        try:
+            await contender.many(nothing, 100)
+        except NotImplementedError:
+            await contender.many_async(sleep_briefly, 4, 0.001)
+        sizes = [psutil.Process(pid).memory_full_info().uss / 1e6 for pid in contender.workers()]
+        return statistics.mean(sizes)
+
+    figures = await _turns(env, 2, measure)
+    figures.pop("domains, a fiber per job", None)
+    return _medians(figures)
+
+
+QUESTIONS = [
+    Question("round trip of one no-op job, median", "µs", round_trip),
+    Question("20,000 no-op jobs submitted and awaited, per job", "µs", many_jobs),
+    Question("2,000 async jobs that sleep 10 ms", "ms", async_jobs),
+    Question("map of 200,000 no-ops", "ms", mapping),
+    Question("a 16 MB NumPy argument", "ms", large_argument),
+    Question("two workers and a first result, from nothing", "ms", time_to_first_result),
+    Question("memory of an idle worker (USS)", "MB", idle_memory),
+]
+
+
+def as_json(question: Question, answers: list[Answer]) -> dict[str, Any]:
+    return {
+        "question": question.name,
+        "unit": question.unit,
+        "answers": {answer.contender: {"figure": answer.figure, **answer.more} for answer in answers},
+    }
