@@ -6,12 +6,14 @@ are accepted is the culprit. Runs only after a failure, and gives up after so ma
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import functools
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["find_culprit"]
+__all__ = ["describe", "find_culprit"]
 
 _MOST_TRIES = 5000
 _MOST_LEVELS = 40
@@ -29,7 +31,7 @@ def find_culprit(value: object, refusal: Callable[[object], str | None]) -> tupl
     tries = 0
     seen = {id(value)}
     for _ in range(_MOST_LEVELS):
-        for step, part in _parts(value):
+        for step, part in _accessible_parts(value):
             tries += 1
             if tries > _MOST_TRIES:
                 break
@@ -47,19 +49,34 @@ def find_culprit(value: object, refusal: Callable[[object], str | None]) -> tupl
     return f"{path} (type {name})", why
 
 
+def describe(error: BaseException) -> str:
+    """An exception in one line, whatever its own text does."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(whose text cannot be had)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _accessible_parts(value: object) -> Iterator[tuple[str, object]]:
+    """The parts of an object of any kind, up to the first that raises as it is looked at."""
+    with contextlib.suppress(Exception):
+        yield from _parts(value)
+
+
 def _parts(value: Any) -> Iterator[tuple[str, object]]:
     """What a value is made of, each with the step that leads there as one would write it."""
     if isinstance(value, dict):
         for key, part in value.items():
-            yield f"[{key!r:.80}]", part
+            yield f"[{_text(key)}]", part
         for key in value:
-            yield f" key {key!r:.80}", key
-    elif isinstance(value, list | tuple):
+            yield f" key {_text(key)}", key
+    elif isinstance(value, list | tuple | collections.deque):
         for index, part in enumerate(value):
             yield f"[{index}]", part
     elif isinstance(value, set | frozenset):
         for part in value:
-            yield f" member {part!r:.80}", part
+            yield f" member {_text(part)}", part
     elif isinstance(value, types.FunctionType):
         yield from _parts_of_function(value)
     elif isinstance(value, types.MethodType):
@@ -95,6 +112,21 @@ def _parts_of_function(f: types.FunctionType) -> Iterator[tuple[str, object]]:
         yield f", default {index}", part
     for name, part in (f.__kwdefaults__ or {}).items():
         yield f", default of {name!r}", part
-    for name in code.co_names:
+    for name in _names_in(code):
         if name in f.__globals__ and not isinstance(f.__globals__[name], types.ModuleType):
             yield f", global {name!r}", f.__globals__[name]
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    """The global names, among others, that a function and those defined in it speak of."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_in(constant)
+
+
+def _text(value: object) -> str:
+    try:
+        return repr(value)[:80]
+    except Exception:
+        return f"<{type(value).__qualname__}>"
