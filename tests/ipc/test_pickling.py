@@ -15,11 +15,11 @@ import threading
 
 import numpy
 import pytest
-from domains.ipc.pickling import OUT_OF_BAND_BYTES, Payload, Pickling
 from hypothesis import given
 from hypothesis import strategies as st
 
 from domains import Cancelled, NotPicklable
+from domains.ipc.pickling import OUT_OF_BAND_BYTES, Payload, Pickling
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_small_values_have_no_buffers(pickling):
 @pytest.mark.parametrize("size", [OUT_OF_BAND_BYTES, OUT_OF_BAND_BYTES + 1])
 def test_a_large_array_goes_out_of_band_without_a_copy(pickling, size):
     sent = numpy.arange(size, dtype=numpy.uint8)
-    data, buffers = pickling.dumps([sent], "a value")
+    data, buffers = pickling.dumps([sent], "a value")[:2]
     assert len(data) < 1000
     assert len(buffers) == 1
     assert numpy.shares_memory(numpy.frombuffer(buffers[0], numpy.uint8), sent)
@@ -75,14 +75,14 @@ def test_an_array_below_the_threshold_stays_in_the_pickle(pickling):
     sent = numpy.zeros(OUT_OF_BAND_BYTES // 2, numpy.uint8)
     payload = pickling.dumps(sent, "a value")
     assert payload.buffers == []
-    assert (pickling.loads(*payload) == sent).all()
+    assert (pickling.loads(payload.data, payload.buffers) == sent).all()
 
 
 def test_large_and_small_buffers_keep_their_order(pickling):
     sent = [numpy.full(size, n, numpy.uint8) for n, size in enumerate([10, 100_000, 20, 200_000, 30])]
     payload = pickling.dumps(sent, "a value")
     assert [memoryview(buffer).nbytes for buffer in payload.buffers] == [100_000, 200_000]
-    for arrived, was in zip(pickling.loads(*payload), sent, strict=True):
+    for arrived, was in zip(pickling.loads(payload.data, payload.buffers), sent, strict=True):
         assert (arrived == was).all()
 
 
@@ -90,7 +90,7 @@ def test_a_buffer_in_a_by_value_pickle_goes_out_of_band_too(pickling):
     large = numpy.zeros(OUT_OF_BAND_BYTES, numpy.uint8)
     payload = pickling.dumps((lambda: 1, large), "a value")
     assert len(payload.buffers) == 1
-    f, arrived = pickling.loads(*payload)
+    f, arrived = pickling.loads(payload.data, payload.buffers)
     assert f() == 1
     assert (arrived == large).all()
 
@@ -111,7 +111,7 @@ def test_an_array_that_is_not_contiguous_arrives_whole(pickling):
 )
 def test_a_large_pickle_is_itself_the_last_buffer(pickling, make):
     sent = (make(), numpy.zeros(100_000, numpy.uint8))
-    data, buffers = pickling.dumps(sent, "a value")
+    data, buffers = pickling.dumps(sent, "a value")[:2]
     assert len(data) == 1
     assert len(buffers) == 2
     assert pickling.loads(data, buffers)[0] == make()
@@ -555,7 +555,7 @@ def test_a_truncated_pickle_is_not_picklable(data):
 
 
 def test_a_payload_is_data_and_buffers(pickling):
-    assert pickling.dumps(1, "a value") == Payload(pickle.dumps(1, 5), [])
+    assert pickling.dumps(1, "a value")[:2] == Payload(pickle.dumps(1, 5), [])[:2]
 
 
 def test_nothing_is_kept_between_values(pickling):

@@ -1,0 +1,688 @@
+"""What every kind of link keeps, whatever carries its frames."""
+
+import asyncio
+import gc
+import os
+import signal
+
+import pytest
+
+from domains import ConnectionLost
+from domains.ipc.link import HIGH_WATER_BYTES, LinkState
+from domains.scheduler.run import new_event_loop
+
+from .links import KINDS, AnyCodec, Recorder, turns
+
+BETWEEN_PROCESSES = [name for name in KINDS if name != "inprocess"]
+
+
+@pytest.fixture(params=["asyncio", "preferred"])
+def loop_kind(request):
+    return request.param
+
+
+@pytest.fixture(params=list(KINDS))
+def kind_name(request):
+    return request.param
+
+
+@pytest.fixture
+def run(loop_kind, kind_name):
+    """Run `main(kind)` on a loop of the wanted sort, and close the kind after it."""
+    return lambda main: _run(main, kind_name, loop_kind)
+
+
+def _run(main, kind_name, loop_kind="preferred"):
+    async def outer():
+        kind = KINDS[kind_name]()
+        try:
+            async with asyncio.timeout(60):
+                return await main(kind)
+        finally:
+            await turns(3)
+            kind.close()
+
+    loop = asyncio.new_event_loop() if loop_kind == "asyncio" else new_event_loop()
+    errors = []
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    try:
+        result = loop.run_until_complete(outer())
+    finally:
+        loop.close()
+    assert errors == []
+    return result
+
+
+async def close_both(one, first, other, second):
+    one.close()
+    other.close()
+    assert await first.gone() is None
+    assert await second.gone() is None
+
+
+# Messages
+
+
+def test_messages_arrive_in_order(run):  # both ways, over many turns
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        for n in range(300):
+            one.send(["to other", n])
+            other.send(["to one", n])
+            if n % 7 == 0:
+                await asyncio.sleep(0)
+        assert await second.heard(300) == [["to other", n] for n in range(300)]
+        assert await first.heard(300) == [["to one", n] for n in range(300)]
+        await close_both(one, first, other, second)
+
+    run(main)
+
+
+def test_what_is_sent_in_one_turn_is_one_frame(run):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        for n in range(1000):
+            one.send(n)
+        await second.heard(1000)
+        assert second.frames == [list(range(1000))]
+        await close_both(one, first, other, second)
+
+    run(main)
+
+
+def test_flush_writes_without_waiting_for_the_turn_to_end(run):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        one.send(1)
+        one.flush()
+        one.send(2)
+        await second.heard(2)
+        assert second.frames == [[1], [2]]
+        await close_both(one, first, other, second)
+
+    run(main)
+
+
+def test_what_is_sent_before_the_start_arrives(run):
+    async def main(kind):
+        one, other = kind.pair()
+        one.send("early")
+        other.send("early too", [b"buffer"])
+        first, second = Recorder(), Recorder()
+        one.start(first)
+        await turns(10)
+        other.start(second)
+        assert await second.heard(1) == ["early"]
+        assert await first.heard(1) == ["early too"]
+        assert [bytes(buffer) for buffer in first.buffers] == [b"buffer"]
+        await close_both(one, first, other, second)
+
+    run(main)
+
+
+def test_a_receiver_may_answer_at_once(run):
+    async def main(kind):
+        one, other = kind.pair()
+        first = Recorder()
+
+        class Echo(Recorder):
+            def on_messages(self, messages, buffers):
+                super().on_messages(messages, buffers)
+                for message in messages:
+                    other.send(message, buffers)
+
+        second = Echo()
+        one.start(first)
+        other.start(second)
+        for n in range(50):
+            one.send(n, [bytes([n])])
+            await first.heard(n + 1)
+        assert first.messages == list(range(50))
+        assert [bytes(buffer) for buffer in first.buffers] == [bytes([n]) for n in range(50)]
+        await close_both(one, first, other, second)
+
+    run(main)
+
+
+# Buffers
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [0],
+        [1],
+        [0, 5, 0, 0, 70_000, 0],
+        [65_535, 65_536, 65_537],
+        [3_000_000, 1, 3_000_000],
+        [10] * 10_000,
+    ],
+    ids=["empty", "one byte", "mixed", "around the threshold", "large", "ten thousand"],
+)
+def test_buffers_arrive_whole_in_order_and_read_only(run, sizes):
+    sent = [bytes([n % 251]) * size for n, size in enumerate(sizes)]
+
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        one.send("before")
+        one.send("with buffers", [memoryview(bytearray(data)) for data in sent])
+        await asyncio.sleep(0)
+        one.send("after")
+        assert await second.heard(3) == ["before", "with buffers", "after"]
+        assert [bytes(buffer) for buffer in second.buffers] == sent
+        assert all(buffer.readonly for buffer in second.buffers)
+        await close_both(one, first, other, second)
+
+    run(main)
+
+
+def test_a_buffer_of_many_dimensions_arrives_as_its_bytes(run):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        one.send("grid", [memoryview(bytes(range(24))).cast("I", (2, 3))])
+        await second.heard(1)
+        assert [bytes(buffer) for buffer in second.buffers] == [bytes(range(24))]
+        await close_both(one, first, other, second)
+
+    run(main)
+
+
+def test_received_buffers_outlive_the_link(run):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        one.send("kept", [b"x" * 100_000])
+        await second.heard(1)
+        await close_both(one, first, other, second)
+        return second.buffers[0]
+
+    buffer = run(main)
+    gc.collect()
+    assert bytes(buffer) == b"x" * 100_000
+
+
+@pytest.mark.parametrize("kind_name", KINDS)
+def test_a_buffer_of_100_megabytes_arrives(kind_name):
+    sent = os.urandom(1 << 20) * 100
+
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        one.send("large", [sent])
+        await second.heard(1)
+        assert second.buffers[0] == sent
+        await close_both(one, first, other, second)
+
+    _run(main, kind_name)
+
+
+# Back-pressure
+
+
+async def writable(link):
+    if link.is_congested:
+        waiter = asyncio.Event()
+        link.when_writable(waiter.set)
+        await waiter.wait()
+
+
+def test_a_sender_that_heeds_congestion_is_bounded_by_a_peer_that_does_not_read(run):
+    message = b"x" * 10_000
+
+    async def main(kind):
+        one, other = kind.pair()
+        first, second = Recorder(), Recorder()
+        one.start(first)
+        sent = 0
+        while not one.is_congested:
+            one.send(message)
+            sent += 1
+            await asyncio.sleep(0)
+            assert sent < 100_000, "never congested"
+        assert one.pending_bytes <= HIGH_WATER_BYTES + 2 * len(message)
+        calls = []
+        one.when_writable(lambda: calls.append(one.is_congested))
+        await turns(20)
+        assert calls == []
+        other.start(second)
+        await second.heard(sent)
+        await writable(one)
+        assert calls == [False]
+        await close_both(one, first, other, second)
+        assert len(second.messages) == sent
+
+    run(main)
+
+
+def test_when_writable_is_soon_on_a_link_that_is_not_congested(run):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        calls = []
+        one.when_writable(lambda: calls.append(1))
+        assert calls == []
+        await turns(2)
+        assert calls == [1]
+        withdraw = one.when_writable(lambda: calls.append(2))
+        withdraw()
+        await turns(2)
+        assert calls == [1]
+        await close_both(one, first, other, second)
+
+    run(main)
+
+
+def congest(link):
+    """Send until the link is congested; the peer does not read."""
+    sent = 0
+    while not link.is_congested:
+        link.send(sent, [b"x" * 100_000])
+        link.flush()
+        sent += 1
+    return sent
+
+
+def test_a_withdrawn_when_writable_is_not_called(run):
+    async def main(kind):
+        one, other = kind.pair()
+        first, second = Recorder(), Recorder()
+        one.start(first)
+        sent = congest(one)
+        calls = []
+        withdraw = one.when_writable(lambda: calls.append("withdrawn"))
+        one.when_writable(lambda: calls.append("kept"))
+        withdraw()
+        withdraw()
+        other.start(second)
+        await second.heard(sent)
+        await writable(one)
+        assert calls == ["kept"]
+        await close_both(one, first, other, second)
+
+    run(main)
+
+
+def test_those_who_wait_to_write_are_told_when_the_link_is_gone(run):
+    async def main(kind):
+        one, other = kind.pair()
+        first = Recorder()
+        one.start(first)
+        congest(one)
+        calls = []
+        one.when_writable(lambda: calls.append(one.state))
+        one.abort(ConnectionLost("enough"))
+        await first.gone()
+        assert calls == [LinkState.GONE]
+        assert one.pending_bytes == 0
+        other.abort(None)
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind_name", KINDS)
+def test_a_million_small_messages_arrive_in_order(kind_name):
+    count = 1_000_000
+
+    class Checker(Recorder):
+        expected = 0
+
+        def on_messages(self, messages, buffers):
+            assert messages == list(range(self.expected, self.expected + len(messages)))
+            self.expected += len(messages)
+            self._changed.set()
+
+    async def main(kind):
+        one, other = kind.pair()
+        first, second = Recorder(), Checker()
+        one.start(first)
+        other.start(second)
+        most_pending = 0
+        for n in range(count):
+            one.send(n)
+            if n % 1000 == 0:
+                await asyncio.sleep(0)
+                most_pending = max(most_pending, one.pending_bytes)
+                await writable(one)
+        await second.until(lambda: second.expected == count or bool(second.ends))
+        assert second.expected == count
+        assert most_pending < 2 * HIGH_WATER_BYTES
+        await close_both(one, first, other, second)
+
+    _run(main, kind_name)
+
+
+# The end
+
+
+def test_an_orderly_close_delivers_what_was_sent_and_ends_both_sides(run):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        for n in range(100):
+            one.send(n, [b"x" * 50_000])
+        one.close()
+        assert await second.gone() is None
+        assert await first.gone() is None
+        assert second.messages == list(range(100))
+        assert len(second.buffers) == 100
+        assert one.state is other.state is LinkState.GONE
+
+    run(main)
+
+
+def test_what_the_other_side_has_sent_before_it_hears_of_the_close_arrives(run):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        one.send("ready")
+        await second.heard(1)
+        other.send("crossing")
+        one.close()
+        assert await first.gone() is None
+        assert await second.gone() is None
+        assert first.messages == ["crossing"]
+
+    run(main)
+
+
+def test_a_close_while_congested_delivers_everything(run):
+    async def main(kind):
+        one, other = kind.pair()
+        first, second = Recorder(), Recorder()
+        one.start(first)
+        sent = congest(one)
+        one.close()
+        await turns(5)
+        assert first.ends == []
+        other.start(second)
+        assert await second.gone() is None
+        assert await first.gone() is None
+        assert second.messages == list(range(sent))
+
+    run(main)
+
+
+def test_both_sides_may_close_at_once_while_both_are_congested(run):
+    async def main(kind):
+        one, other = kind.pair()
+        first, second = Recorder(), Recorder()
+        one.start(first)
+        other.start(second)
+        for n in range(40):
+            one.send(n, [b"x" * 100_000])
+            other.send(n, [b"y" * 100_000])
+        one.close()
+        other.close()
+        assert await first.gone() is None
+        assert await second.gone() is None
+        assert first.messages == second.messages == list(range(40))
+
+    run(main)
+
+
+def test_nothing_can_be_sent_on_a_link_that_closes_or_is_gone(run):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        one.close()
+        with pytest.raises(ConnectionLost):
+            one.send(1)
+        await first.gone()
+        await second.gone()
+        for link in one, other:
+            assert not link.is_open
+            with pytest.raises(ConnectionLost):
+                link.send(1)
+            link.close()
+            link.abort(ConnectionLost("again"))
+            link.flush()
+        await turns(3)
+        assert first.ends == second.ends == [None]
+
+    run(main)
+
+
+def test_an_abort_is_heard_with_its_reason_here_and_as_a_loss_there(run):
+    async def main(kind):
+        one, first, _, second = kind.started_pair()
+        one.send(1)
+        await second.heard(1)
+        reason = ConnectionLost("enough of it")
+        one.abort(reason)
+        one.abort(ConnectionLost("another reason"))
+        assert first.ends == []  # never from within the call
+        assert await first.gone() is reason
+        assert isinstance(await second.gone(), ConnectionLost)
+
+    run(main)
+
+
+def test_an_abort_from_within_on_messages_ends_the_delivery(run):
+    async def main(kind):
+        one, other = kind.pair()
+        first = Recorder()
+
+        class Aborting(Recorder):
+            def on_messages(self, messages, buffers):
+                super().on_messages(messages, buffers)
+                other.abort(ConnectionLost("seen enough"))
+
+        second = Aborting()
+        one.start(first)
+        other.start(second)
+        for n in range(5):
+            one.send(n)
+            one.flush()
+        assert "seen enough" in str(await second.gone())
+        assert second.messages == [0]
+        await first.gone()
+
+    run(main)
+
+
+def test_a_close_from_within_on_messages_is_orderly(run):
+    async def main(kind):
+        one, other = kind.pair()
+        first = Recorder()
+
+        class Closing(Recorder):
+            def on_messages(self, messages, buffers):
+                super().on_messages(messages, buffers)
+                other.send("bye")
+                other.close()
+
+        second = Closing()
+        one.start(first)
+        other.start(second)
+        one.send("hello")
+        assert await first.gone() is None
+        assert await second.gone() is None
+        assert first.messages == ["bye"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("way", ["close", "abort"])
+def test_a_link_that_was_never_started_releases_what_it_holds(run, way):
+    async def main(kind):
+        one, other = kind.pair()
+        one.send("never heard")
+        for link in one, other:
+            link.close() if way == "close" else link.abort(ConnectionLost("never"))
+            assert link.state is LinkState.GONE
+
+    run(main)
+
+
+def test_the_peer_of_a_link_that_is_dropped_before_it_starts_is_told(run):
+    async def main(kind):
+        if kind.name == "zeromq":
+            pytest.skip("who never connected cannot be missed without a lifeline")
+        one, other = kind.pair()
+        first = Recorder()
+        one.start(first)
+        await turns(3)
+        other.close()
+        assert isinstance(await first.gone(), ConnectionLost)
+
+    run(main)
+
+
+# Trouble
+
+
+class Unreadable(AnyCodec):
+    def decode(self, envelope):
+        messages = super().decode(envelope)
+        if "poison" in messages:
+            raise ValueError("not a message of ours")
+        return messages
+
+
+def test_an_envelope_that_cannot_be_decoded_ends_the_link(run):
+    async def main(kind):
+        one, first, _, second = kind.started_pair(Unreadable())
+        one.send("good")
+        await second.heard(1)
+        one.send("poison")
+        lost = await second.gone()
+        assert isinstance(lost, ConnectionLost)
+        assert "not a message of ours" in str(lost)
+        assert isinstance(await first.gone(), ConnectionLost)
+        assert second.messages == ["good"]
+
+    run(main)
+
+
+# Between real processes
+
+
+@pytest.fixture(params=BETWEEN_PROCESSES)
+def in_processes(request):
+    return lambda main: _run(main, request.param)
+
+
+_ECHO = """
+recorder.on_messages = lambda messages, buffers: [link.send(message, buffers) for message in messages]
+await recorder.gone()
+"""
+
+
+def test_a_child_process_answers(in_processes):
+    async def main(kind):
+        link, child = kind.with_child(_ECHO)
+        recorder = Recorder()
+        link.start(recorder)
+        for n in range(20):
+            link.send(n, [b"x" * 10 ** (n % 7)])
+            await recorder.heard(n + 1)
+        assert recorder.messages == list(range(20))
+        assert [len(buffer) for buffer in recorder.buffers] == [10 ** (n % 7) for n in range(20)]
+        link.close()
+        assert await recorder.gone() is None
+        assert child.wait(10) == 0
+
+    in_processes(main)
+
+
+def test_a_peer_that_is_killed_is_gone_after_all_that_it_said(in_processes):
+    async def main(kind):
+        link, child = kind.with_child("""
+for n in range(100):
+    link.send(n, [b"x" * 1000])
+    link.flush()
+await recorder.heard(1)
+os.kill(os.getpid(), signal.SIGKILL)
+""")
+        recorder = Recorder()
+        link.start(recorder)
+        await recorder.heard(100)
+        link.send("now")
+        assert isinstance(await recorder.gone(), ConnectionLost)
+        assert recorder.messages == list(range(100))
+        assert child.wait(10) == -signal.SIGKILL
+
+    in_processes(main)
+
+
+def test_a_peer_that_is_killed_while_it_does_not_read_frees_a_congested_sender(in_processes):
+    async def main(kind):
+        link, child = kind.with_child("""
+link.send("deaf from now on")
+link.flush()
+signal.pause()
+""")
+        recorder = Recorder()
+        link.start(recorder)
+        await recorder.heard(1)
+        while not link.is_congested:
+            link.send("more", [b"x" * 100_000])
+            await asyncio.sleep(0)
+        freed = asyncio.Event()
+        link.when_writable(freed.set)
+        child.kill()
+        await freed.wait()
+        assert isinstance(await recorder.gone(), ConnectionLost)
+
+    in_processes(main)
+
+
+def test_a_peer_that_is_killed_in_the_middle_of_a_large_frame_is_gone(in_processes):
+    async def main(kind):
+        link, _ = kind.with_child("""
+link.send("whole")
+link.flush()
+await recorder.heard(1)
+link.send("torn", [bytes(64 << 20)])
+link.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+""")
+        recorder = Recorder()
+        link.start(recorder)
+        await recorder.heard(1)
+        link.send("now")
+        assert isinstance(await recorder.gone(), ConnectionLost)
+        assert recorder.messages == ["whole"]
+
+    in_processes(main)
+
+
+def test_a_peer_that_exits_after_an_orderly_close_has_lost_nothing(in_processes):
+    async def main(kind):
+        link, child = kind.with_child("""
+for n in range(50):
+    link.send(n, [b"x" * 20_000])
+link.close()
+assert await recorder.gone() is None
+""")
+        recorder = Recorder()
+        link.start(recorder)
+        assert await recorder.gone() is None
+        assert recorder.messages == list(range(50))
+        assert child.wait(10) == 0
+
+    in_processes(main)
+
+
+def test_a_peer_that_exits_without_a_word_is_a_loss(in_processes):
+    async def main(kind):
+        link, _ = kind.with_child("""
+link.send("last words")
+link.flush()
+await recorder.heard(1)
+os._exit(0)
+""")
+        recorder = Recorder()
+        link.start(recorder)
+        await recorder.heard(1)
+        link.send("now")
+        assert isinstance(await recorder.gone(), ConnectionLost)
+
+    in_processes(main)
+
+
+def test_a_close_towards_a_peer_that_was_killed_ends(in_processes):
+    async def main(kind):
+        link, child = kind.with_child("signal.pause()")
+        recorder = Recorder()
+        link.start(recorder)
+        child.kill()
+        child.wait()
+        link.close()
+        await recorder.gone()
+
+    in_processes(main)
