@@ -14,11 +14,11 @@ from domains.errors import ConnectionLost
 from domains.identity import DomainInfo, become
 from domains.ipc.claims import ReceivedClaims
 from domains.ipc.link import Link
-from domains.ipc.pickling import Pickling
 from domains.job_runner import JobRunner
 from domains.launcher.control import Birth
 from domains.launcher.links import kind_called
 from domains.protocol import ProtocolCodec, Ready
+from domains.references.promise import PromiseKind, ResolverKind
 from domains.references.registry import References
 from domains.scheduler.promise import Promise
 from domains.scheduler.run import run
@@ -48,8 +48,8 @@ async def serve(link: Link, claims: ReceivedClaims, name: str) -> None:
     finished, finish = Promise[None].create(f"the end of domain {name}")
     gone, go = Promise[None].create("the end of the link to the parent")
     async with Switch(name=f"domain {name}") as switch:
-        references = References()
-        conversation = Conversation(link, Pickling(references.reducers()), "the parent")
+        references = References([PromiseKind(), ResolverKind()])
+        conversation = Conversation(link, references.pickling, "the parent")
 
         def parent_gone(_: ConnectionLost | None) -> None:
             go.resolve(None)
@@ -57,7 +57,7 @@ async def serve(link: Link, claims: ReceivedClaims, name: str) -> None:
             switch.cancel()
 
         conversation.when_gone(parent_gone)
-        references.converse(conversation)
+        references.converse(conversation, with_parent=True)
         JobRunner(conversation, switch, claims, lambda: finish.try_resolve(None))
         conversation.start()
         conversation.send(Ready(os.getpid()))

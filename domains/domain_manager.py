@@ -18,10 +18,10 @@ from domains.errors import Closed
 from domains.functions import FunctionCatalogue
 from domains.identity import current
 from domains.ipc.claims import OfferedClaims
-from domains.ipc.pickling import Pickling
 from domains.job import Job
 from domains.launcher.provider import Provider
 from domains.protocol import ProtocolCodec
+from domains.references.promise import PromiseKind, ResolverKind
 from domains.references.registry import References
 from domains.scheduler import fiber
 from domains.scheduler.suspend import Suspension, suspend
@@ -38,8 +38,8 @@ class DomainManager:
 
     def __init__(self, provider: Provider, default_count: int) -> None:
         self.default_count = default_count
-        self.references = References()
-        self.pickling = Pickling(self.references.reducers())
+        self.references = References([PromiseKind(), ResolverKind()])
+        self.pickling = self.references.pickling
         self.catalogue = FunctionCatalogue(self.pickling)
         self._provider = provider
         self._numbers = itertools.count(1)
@@ -89,6 +89,7 @@ class DomainManager:
 
     def _forget(self, handle: DomainHandle) -> None:
         self._open.discard(handle)
+        self.references.domain_ended(handle.conversation, handle.error())
 
     async def close(self) -> None:
         """End every domain that is left, and what they were started with. No domain can be started afterwards."""
@@ -144,7 +145,7 @@ class Domain:
         if handle.link.is_congested:
             await _writable(handle)
         function = self._manager.catalogue.add(f)
-        job: Job[Any] = Job(function, args, self._manager.pickling, 0, 0, handle.cancel)
+        job: Job[Any] = Job(function, args, self._manager.references, 0, 0, handle.cancel)
         handle.start([job])
         return await job.outcome()
 

@@ -57,6 +57,7 @@ def pack_failure(error: BaseException, pickling: Pickling, where: str) -> Payloa
     exceptions: list[_PackedException] = []
     links: list[str] = []
     buffers: list[object] = []
+    holds: list[int] = []
     current: BaseException | None = error
     seen: set[int] = set()
     while current is not None and id(current) not in seen and len(exceptions) < _MOST_LINKS:
@@ -71,6 +72,7 @@ def pack_failure(error: BaseException, pickling: Pickling, where: str) -> Payloa
             _PackedException(payload.data, len(payload.buffers), type(current).__qualname__, _message(current), why)
         )
         buffers.extend(payload.buffers)
+        holds.extend(payload.holds)
         if current.__cause__ is not None:
             links.append("cause")
             current = current.__cause__
@@ -82,7 +84,7 @@ def pack_failure(error: BaseException, pickling: Pickling, where: str) -> Payloa
             current = None
         if isinstance(current, RemoteTraceback):
             links[-1], current = "", None  # already part of the text of the exception above it
-    return Payload(_encoder.encode(_PackedFailure(exceptions, links, text, where)), buffers)
+    return Payload(_encoder.encode(_PackedFailure(exceptions, links, text, where)), buffers, holds)
 
 
 def unpack_failure(data: bytes, buffers: Sequence[memoryview], pickling: Pickling) -> BaseException:

@@ -21,6 +21,7 @@ from domains.failures import unpack_failure
 from domains.functions import Function
 from domains.ipc.pickling import Pickling
 from domains.protocol import JobRaised, JobReturned, StartJob
+from domains.references.registry import References
 from domains.scheduler.cancel import protect
 from domains.scheduler.promise import Promise
 from domains.scheduler.switch import Switch
@@ -43,12 +44,14 @@ class Job(Generic[T]):
     """One job. `ticket` numbers its current sending: tickets grow in the order in which a domain gets jobs."""
 
     __slots__ = (
+        "_references",
         "_resolver",
         "buffers",
         "canceller",
         "data",
         "function",
         "holder",
+        "holds",
         "on_end",
         "priority",
         "promise",
@@ -66,7 +69,7 @@ class Job(Generic[T]):
         self,
         function: Function,
         arguments: tuple[Any, ...],
-        pickling: Pickling,
+        references: References,
         weight: int,
         priority: int,
         canceller: Callable[[Job[Any], BaseException], None],
@@ -75,12 +78,16 @@ class Job(Generic[T]):
     ) -> None:
         """Pickles the arguments now, so that the caller may change them afterwards. Raises NotPicklable."""
         self.function = function
+        self._references = references
         self.data = b""
         self.buffers: Sequence[Any] = ()
+        self.holds: Sequence[int] = ()
         if arguments:
-            self.data, self.buffers = pickling.dumps(arguments, f"the arguments of job {function.name!r}")
+            self.data, self.buffers, self.holds = references.pickling.dumps(
+                arguments, f"the arguments of job {function.name!r}"
+            )
         context = contextvars.copy_context()
-        self.variables = pack_variables(context, pickling) if len(context) else b""
+        self.variables = pack_variables(context, references.pickling) if len(context) else b""
         self.weight = weight
         self.priority = priority
         self.canceller = canceller
@@ -138,6 +145,8 @@ class Job(Generic[T]):
         self.state = JobState.ENDED
         self.data = b""
         self.buffers = ()
+        if self.holds:
+            self._references.discharge(self.holds)
 
     def belong_to(self, switch: Switch) -> None:
         """Let a switch wait for it, and cancel it, without a fiber that does."""

@@ -2,8 +2,9 @@
 
 A frame's envelope is a msgpack array of these. Decoding builds nothing but them, so a frame that is not
 ours is an error and never an action; what a user handed over travels inside as opaque `bytes` (a pickle) and
-is opened only by the one it is for. Identifiers are chosen by the side that sends the first message about a
-thing. Where a message has `buffers`, so many of the frame's out-of-band buffers are its own, in order.
+is opened only by the one it is for. Identifiers are chosen by the side that sends the first message about a thing.
+Messages about objects that are known elsewhere carry two addresses: `to` whom they go, by way of others if need be, and
+their `sender`'s. Where a message has `buffers`, so many of the frame's out-of-band buffers are its own, in order.
 """
 
 from __future__ import annotations
@@ -77,34 +78,74 @@ class JobRaised(Struct, tag=7, array_like=True, gc=False):
     buffers: int
 
 
-class ResolvePromise(Struct, tag=8, array_like=True):
-    """To a promise's home: a resolver handed to the sender was used."""
+class Introduce(Struct, tag=8, array_like=True):
+    """The first message of either side: the address under which the sender's objects are known."""
 
-    promise: int
-    failed: bool
+    address: int
+
+
+class HoldReference(Struct, tag=9, array_like=True, gc=False):
+    """To an object's home: the sender has a reference to it, from now until it says otherwise."""
+
+    to: int
+    sender: int
+    number: int
+
+
+class DischargeHold(Struct, tag=10, array_like=True, gc=False):
+    """To whom a reference came from: it has arrived, and need not be kept alive for its journey any more."""
+
+    to: int
+    sender: int
+    hold: int
+
+
+class ReleaseReference(Struct, tag=11, array_like=True, gc=False):
+    """To an object's home: the sender has no reference to it any more."""
+
+    to: int
+    sender: int
+    number: int
+
+
+class HomeGone(Struct, tag=14, array_like=True):
+    """The domain where objects had their home has ended; `data` is the packed failure that says how."""
+
+    to: int
+    sender: int
+    home: int
     data: bytes
     buffers: int
 
 
-class WatchPromise(Struct, tag=9, array_like=True):
+class WatchPromise(Struct, tag=15, array_like=True, gc=False):
     """To a promise's home: tell the sender, once, how it is resolved."""
 
-    promise: int
+    to: int
+    sender: int
+    number: int
 
 
-class PromiseResolved(Struct, tag=10, array_like=True):
-    """From a promise's home to one who watches it."""
+class PromiseResolved(Struct, tag=16, array_like=True, gc=False):
+    """From a promise's home to one who watches it: its value, or its packed failure."""
 
-    promise: int
+    to: int
+    sender: int
+    number: int
     failed: bool
     data: bytes
     buffers: int
 
 
-class ReleaseReferences(Struct, tag=11, array_like=True):
-    """To the home: so many references to each of these exported objects were dropped."""
+class ResolvePromise(Struct, tag=17, array_like=True, gc=False):
+    """To a promise's home: a resolver that the sender was handed was used."""
 
-    references: list[tuple[int, int]]
+    to: int
+    sender: int
+    number: int
+    failed: bool
+    data: bytes
+    buffers: int
 
 
 class Ready(Struct, tag=12, array_like=True):
@@ -125,10 +166,14 @@ Message = (
     | RevokeJobs
     | JobReturned
     | JobRaised
-    | ResolvePromise
+    | Introduce
+    | HoldReference
+    | DischargeHold
+    | ReleaseReference
+    | HomeGone
     | WatchPromise
     | PromiseResolved
-    | ReleaseReferences
+    | ResolvePromise
     | Ready
     | Finish
 )

@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cloudpickle
-from domains.ipc.unpicklable import describe, find_culprit
 
 from domains.errors import Cancelled, NotPicklable
+from domains.ipc.unpicklable import describe, find_culprit
 
 __all__ = ["OUT_OF_BAND_BYTES", "Payload", "Pickling"]
 
@@ -39,10 +39,11 @@ _Keeper = Callable[[pickle.PickleBuffer], bool]
 
 
 class Payload(NamedTuple):
-    """A pickle, and the buffers that belong to it, in order."""
+    """A pickle, the buffers that belong to it, in order, and what must live until it has arrived."""
 
     data: bytes
     buffers: list[Any]
+    holds: Sequence[int] = ()
 
 
 class Pickling:
@@ -98,7 +99,11 @@ class Pickling:
         except BaseException as error:
             raise NotPicklable("what arrived", f"it cannot be rebuilt here: {describe(error)}", _hint(error)) from error
 
+    def _begin_attempt(self) -> None:
+        """A pickle is begun; whatever reducers did for the one before, which is not used, is to be undone."""
+
     def _dump(self, value: object, keep: _Keeper | None) -> bytes:
+        self._begin_attempt()
         if copyreg.dispatch_table != self._registered:
             self._registered = dict(copyreg.dispatch_table)
             self._table = {**self._registered, **self._reducers}
@@ -137,6 +142,7 @@ class Pickling:
         return why
 
     def _cloud(self, value: object, keep: _Keeper | None) -> bytes:
+        self._begin_attempt()
         file = io.BytesIO()
         self._cloud_pickler(file, _PROTOCOL, buffer_callback=keep).dump(value)
         return file.getvalue()

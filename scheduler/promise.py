@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Generator
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
+from domains.errors import AlreadyResolved
 from domains.scheduler.context import check
 from domains.scheduler.suspend import Suspension, suspend
 from domains.scheduler.waiters import Waiter, WaitQueue
-
-from domains.errors import AlreadyResolved
 
 __all__ = ["Promise", "Raised", "Resolver", "Result", "Returned"]
 
@@ -130,6 +129,9 @@ class Promise(Generic[T]):
             self._waiters.wake_all(None)
         return True
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} travels only between domains: as a job's argument or result, or inside another one")
+
     def __repr__(self) -> str:
         name = "" if self.label is None else f" {self.label!r}"
         result = self._result
@@ -170,6 +172,9 @@ class Resolver(Generic[T]):
         return AlreadyResolved(
             f"{self.promise!r} was resolved before; use try_resolve or try_fail where several may be first"
         )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} travels only between domains: as a job's argument or result, or inside another one")
 
     def __repr__(self) -> str:
         return f"<resolver of {self.promise!r}>"

@@ -12,11 +12,10 @@ from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from domains.errors import Cancelled
 from domains.scheduler.cancel import CancelScope
 from domains.scheduler.context import check
 from domains.scheduler.suspend import Suspension, suspend
-
-from domains.errors import Cancelled
 
 if TYPE_CHECKING:
     from domains.scheduler.switch import Switch

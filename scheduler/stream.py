@@ -11,11 +11,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, TypeVar, cast
 
+from domains.errors import Closed
 from domains.scheduler.context import check
 from domains.scheduler.suspend import Suspension, suspend
 from domains.scheduler.waiters import WaitQueue
-
-from domains.errors import Closed
 
 __all__ = ["Stream"]
 

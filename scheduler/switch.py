@@ -18,13 +18,12 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import CoroutineType, TracebackType
 from typing import Any, NoReturn, TypeVar, TypeVarTuple, cast, overload
 
+from domains.errors import Cancelled
 from domains.scheduler.cancel import protect
 from domains.scheduler.context import Cancellation, Context, Fiber, FiberTask, Work, current_fiber
 from domains.scheduler.promise import Promise, Raised, Resolver
 from domains.scheduler.sequence import Sequence
 from domains.scheduler.suspend import Suspension, suspend
-
-from domains.errors import Cancelled
 
 __all__ = ["Hook", "Switch"]
 

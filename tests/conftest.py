@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from domains.scheduler.run import new_event_loop
 
 _PATIENCE_SECONDS = 5.0

@@ -96,7 +96,9 @@ class Dispatcher:
                 self._job_ended(job)
                 on_end(job)
 
-        job: Job[Any] = Job(function, arguments, self._manager.pickling, weight, priority, self.cancel, ended, retries)
+        job: Job[Any] = Job(
+            function, arguments, self._manager.references, weight, priority, self.cancel, ended, retries
+        )
         self._unfinished += 1
         self._queue.push(job)
         self._schedule()

@@ -1,26 +1,334 @@
 """The objects that this domain has handed to others, and those that others have handed to it.
 
-An object keeps its home: the domain that made it. Pickling it for another domain exports it under a number; over
-there a reference of the same class stands for it, and talks to the home by messages. Sent home, it is the original
-object again. An export lives until every domain that holds a reference has released it or is gone.
+An object keeps its home: the domain that made it. Pickling it exports it under a number that nobody can guess; where
+the pickle is opened a reference of the same class stands for it, one per domain, and talks to the home by messages.
+Sent home, it is the original object again.
+
+Who keeps what alive: an export lives while a domain holds a reference to it, or while a pickle with it is on its way.
+A pickle's journey is a `hold`, kept by who pickled it, until the receiver has said `HoldReference` to the home and then
+`DischargeHold`; until the job that it is an argument of has ended; or until the link that it went over is gone. Because
+all messages between two domains take one way, a release never overtakes the hold that it comes after.
+
+Messages for a domain that is no neighbour go by way of the parent, and back the way that they came.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+import secrets
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
-from domains.conversation import Conversation
+from domains.conversation import Buffers, Conversation
+from domains.errors import DomainDied, DomainsError
+from domains.failures import pack_failure, unpack_failure
+from domains.identity import current
+from domains.ipc.pickling import Payload, Pickling
+from domains.protocol import DischargeHold, HoldReference, HomeGone, Introduce, ReleaseReference
 from domains.variables import reduce_variable
 
 
+class Reference(Protocol):
+    """An object that stands for one whose home is another domain."""
+
+    home: int
+    number: int
+
+    def home_gone(self, error: DomainsError) -> None:
+        """The home has ended: whoever waits, or comes later, gets this error."""
+
+
+class Export:
+    """An object of this domain that others know: who holds references to it, and how many pickles are on their way."""
+
+    __slots__ = ("holders", "holds", "kind", "number", "target")
+
+    def __init__(self, number: int, target: Any, kind: str) -> None:
+        self.number = number
+        self.target = target
+        self.kind = kind
+        self.holders: set[int] = set()
+        self.holds = 0
+
+
+class Kind(Protocol):
+    """How one class of objects travels."""
+
+    name: str
+    classes: tuple[type, ...]
+    """The class itself, and that of its references."""
+
+    def make_reference(self, references: References, home: int, number: int, label: Any) -> Any:
+        """A reference, in a domain that is not the home."""
+
+    def label_of(self, target: Any) -> Any:
+        """What a reference should know of the object from the start: something small that can be pickled."""
+
+    def holder_gone(self, export: Export, error: DomainsError) -> None:
+        """A domain that held a reference to this object has died, and no other has one."""
+
+    def converse(self, references: References, conversation: Conversation) -> None:
+        """Register the handlers of this kind's messages."""
+
+
 class References:
-    """One process's share in the objects that several domains know."""
+    """One process's share in the objects that several domains know. Belongs to one loop and its thread."""
 
-    def reducers(self) -> Mapping[type, Callable[[Any], Any]]:
-        """How to pickle what travels by reference."""
-        return {contextvars.ContextVar: reduce_variable}
+    def __init__(self, kinds: Iterable[Kind]) -> None:
+        self.address = secrets.randbits(63)
+        self.kinds = {kind.name: kind for kind in kinds}
+        self.pickling = ReferencePickling(self)
+        self.exports: dict[int, Export] = {}
+        self._by_identity: dict[int, Export] = {}
+        self._imports: dict[tuple[int, int], weakref.ref[Any]] = {}
+        self._holds: dict[int, tuple[Any, Export | None]] = {}
+        self._latest_hold = 0
+        self._sent: dict[Conversation, set[int]] = {}
+        self._routes: dict[int, Conversation] = {}
+        self._parent: Conversation | None = None
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
 
-    def converse(self, conversation: Conversation) -> None:
+    # Who is where
+
+    def converse(self, conversation: Conversation, *, with_parent: bool = False) -> None:
         """Take part in a conversation that has not started."""
+        if with_parent:
+            self._parent = conversation
+        self._sent[conversation] = set()
+        conversation.handle(Introduce, lambda message, _: self._introduced(conversation, message))
+        self.handle(conversation, HoldReference, self._hold)
+        self.handle(conversation, DischargeHold, self._discharged)
+        self.handle(conversation, ReleaseReference, self._release)
+        self.handle(conversation, HomeGone, self._home_gone)
+        for kind in self.kinds.values():
+            kind.converse(self, conversation)
+        conversation.when_gone(lambda _: self.discharge(self._sent.pop(conversation)))
+        conversation.send(Introduce(self.address))
+
+    def handle(self, conversation: Conversation, message_type: type, handler: Callable[[Any, Buffers], None]) -> None:
+        """Have messages of this type that are for this domain handled; others are passed on."""
+
+        def receive(message: Any, buffers: Buffers) -> None:
+            self._routes[message.sender] = conversation
+            if message.to == self.address:
+                handler(message, buffers)
+            else:
+                self.send(message, buffers)
+
+        conversation.handle(message_type, receive)
+
+    def send(self, message: Any, buffers: Any = (), holds: Iterable[int] = ()) -> None:
+        """Send a message on its way to `message.to`. May be called from any thread, and in a plain job."""
+        if threading.get_ident() != self._thread:
+            self._loop.call_soon_threadsafe(self.send, message, buffers, holds)
+            return
+        conversation = self._routes.get(message.to, self._parent)
+        if conversation is None or not conversation.link.is_open:
+            self.discharge(holds)
+            if not isinstance(message, HomeGone | ReleaseReference | DischargeHold):
+                self._answer_gone(message)
+            return
+        if holds:
+            self._sent[conversation].update(holds)
+        conversation.send(message, buffers)
+        if asyncio._get_running_loop() is None:
+            conversation.link.flush()  # a plain job keeps the loop from its turn, and others should not wait for that
+
+    def _introduced(self, conversation: Conversation, message: Introduce) -> None:
+        self._routes[message.address] = conversation
+
+    def domain_ended(self, conversation: Conversation, error: DomainsError) -> None:
+        """The domain at the other end, a child of this one, has ended: tell whoever depends on its objects."""
+        gone = [address for address, route in self._routes.items() if route is conversation]
+        for address in gone:
+            del self._routes[address]
+        others = [(address, route) for address, route in self._routes.items() if route is not self._parent]
+        for address in gone:
+            self._forget_holder(address, error)
+            self._fail_references(address, error)
+            for other, _ in others:
+                self._tell_gone(other, address, error)
+
+    def _answer_gone(self, message: Any) -> None:
+        error = DomainDied("that an object had its home in", what="or cannot be reached any more")
+        if message.sender == self.address:
+            self._loop.call_soon(self._fail_references, message.to, error)
+        else:
+            self._tell_gone(message.sender, message.to, error)
+
+    def _tell_gone(self, to: int, home: int, error: DomainsError) -> None:
+        packed = pack_failure(error, self.pickling, f"domain {current().name!r}")
+        self.send(HomeGone(to, self.address, home, packed.data, len(packed.buffers)), packed.buffers)
+
+    def _home_gone(self, message: HomeGone, buffers: Buffers) -> None:
+        error = unpack_failure(message.data, buffers, self.pickling)
+        assert isinstance(error, DomainsError)
+        self._forget_holder(message.home, error)
+        self._fail_references(message.home, error)
+
+    def _fail_references(self, home: int, error: DomainsError) -> None:
+        for (address, _), found in list(self._imports.items()):
+            reference = found() if address == home else None
+            if reference is not None:
+                reference.home_gone(error)
+
+    # Pickling
+
+    def reduce(self, target: Any, kind: Kind) -> Any:
+        """What an object, or a reference to one, is pickled as; begins a hold."""
+        hold = self._latest_hold = self._latest_hold + 1
+        export: Export | None = None
+        if type(target) is kind.classes[0]:
+            export = self._export(target, kind)
+            export.holds += 1
+            home, number = self.address, export.number
+        else:
+            home, number = target.home, target.number
+        self._holds[hold] = (target, export)
+        self.pickling.holds.append(hold)
+        return _open, (kind.name, home, number, self.address, hold, kind.label_of(target))
+
+    def _export(self, target: Any, kind: Kind) -> Export:
+        export = self._by_identity.get(id(target))
+        if export is None:
+            export = Export(secrets.randbits(63), target, kind.name)
+            self.exports[export.number] = self._by_identity[id(target)] = export
+        return export
+
+    def discharge(self, holds: Iterable[int]) -> None:
+        """Pickles have arrived, or will not be opened any more."""
+        for hold in holds:
+            found = self._holds.pop(hold, None)
+            if found is not None and found[1] is not None:
+                found[1].holds -= 1
+                self._drop_if_unused(found[1])
+
+    def _drop_if_unused(self, export: Export) -> None:
+        if not export.holders and not export.holds and export.number in self.exports:
+            del self.exports[export.number]
+            del self._by_identity[id(export.target)]
+
+    # Opening
+
+    def open(self, name: str, home: int, number: int, issuer: int, hold: int, label: Any) -> Any:
+        """What a pickle's reference means here: the object itself at home, else the one reference to it."""
+        if home == self.address:
+            export = self.exports.get(number)
+            if export is None:
+                raise LookupError("the object that came home is not known here any more")
+            target = export.target
+            self._send_discharge(issuer, hold)
+            return target
+        reference = self.reference(home, number)
+        if reference is None:
+            reference = self.kinds[name].make_reference(self, home, number, label)
+            self._imports[home, number] = weakref.ref(reference, self._dropper(home, number))
+            self.send(HoldReference(home, self.address, number))
+        self._send_discharge(issuer, hold)
+        return reference
+
+    def reference(self, home: int, number: int) -> Any:
+        """The reference to that object, if somebody here has one."""
+        found = self._imports.get((home, number))
+        return None if found is None else found()
+
+    def _send_discharge(self, issuer: int, hold: int) -> None:
+        if issuer == self.address:
+            self.discharge([hold])
+        else:
+            self.send(DischargeHold(issuer, self.address, hold))
+
+    def _dropper(self, home: int, number: int) -> Callable[[weakref.ref[Any]], None]:
+        def dropped(found: weakref.ref[Any]) -> None:
+            # Called by the garbage collector, in whichever thread it runs.
+            try:
+                self._loop.call_soon_threadsafe(self._dropped, home, number, found)
+            except RuntimeError:
+                return  # the loop is closed, and the link with it
+
+        return dropped
+
+    def _dropped(self, home: int, number: int, found: weakref.ref[Any]) -> None:
+        # If it came again meanwhile there is a new reference, and a new hold; this release must not undo that.
+        if self._imports.get((home, number)) is found:
+            del self._imports[home, number]
+            self.send(ReleaseReference(home, self.address, number))
+
+    # At home
+
+    def _hold(self, message: HoldReference, _: Buffers) -> None:
+        export = self.exports.get(message.number)
+        if export is not None:
+            export.holders.add(message.sender)
+
+    def _discharged(self, message: DischargeHold, _: Buffers) -> None:
+        for holds in self._sent.values():
+            holds.discard(message.hold)
+        self.discharge([message.hold])
+
+    def _release(self, message: ReleaseReference, _: Buffers) -> None:
+        export = self.exports.get(message.number)
+        if export is not None:
+            export.holders.discard(message.sender)
+            self._drop_if_unused(export)
+
+    def _forget_holder(self, holder: int, error: DomainsError) -> None:
+        for export in list(self.exports.values()):
+            if holder in export.holders:
+                export.holders.discard(holder)
+                if not export.holders:
+                    self.kinds[export.kind].holder_gone(export, error)
+                self._drop_if_unused(export)
+
+
+class ReferencePickling(Pickling):
+    """Pickling in which objects with a home travel by reference. A payload's holds are its sender's to discharge."""
+
+    def __init__(self, references: References) -> None:
+        self._references = references
+        self.holds: list[int] = []
+        reducers: dict[type, Callable[[Any], Any]] = {contextvars.ContextVar: reduce_variable}
+        for kind in references.kinds.values():
+            for each in kind.classes:
+                reducers[each] = functools.partial(references.reduce, kind=kind)
+        super().__init__(reducers)
+
+    def dumps(self, value: object, what: str) -> Payload:
+        try:
+            payload = super().dumps(value, what)
+        except BaseException:
+            self._begin_attempt()
+            raise
+        if self.holds:
+            payload = payload._replace(holds=self.holds)
+            self.holds = []
+        return payload
+
+    def _begin_attempt(self) -> None:
+        holds, self.holds = self.holds, []
+        self._references.discharge(holds)
+
+    def loads(self, data: bytes | memoryview, buffers: Sequence[Any]) -> Any:
+        _opening.append(self._references)
+        try:
+            return super().loads(data, buffers)
+        finally:
+            _opening.pop()
+
+
+_opening: list[References] = []
+"""The registry whose pickle is being opened; a stack, because opening one may run code that opens another."""
+
+
+def _open(name: str, home: int, number: int, issuer: int, hold: int, label: Any) -> Any:
+    """What references are pickled as; called by the unpickler."""
+    if not _opening:
+        raise RuntimeError(
+            "this pickle holds references to objects of other domains, and can only be opened by domains"
+        )
+    return _opening[-1].open(name, home, number, issuer, hold, label)

@@ -1,0 +1,214 @@
+"""Promises and resolvers in other domains than their home.
+
+A promise is watched from the first time that somebody asks about it. A resolver that was handed to another domain
+resolves the promise by a message. Which of several domains was first is decided at home, so `try_resolve` over there
+says True unless it is known that the promise has its outcome; a `resolve` that came too late is logged at home.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from domains.conversation import Buffers, Conversation
+from domains.errors import DomainsError, NotPicklable
+from domains.failures import pack_failure, unpack_failure
+from domains.identity import current
+from domains.ipc.pickling import Payload
+from domains.protocol import PromiseResolved, ResolvePromise, WatchPromise
+from domains.references.registry import Export, References
+from domains.scheduler.promise import Promise, Raised, Resolver, Result, Returned
+
+T = TypeVar("T")
+
+_log = logging.getLogger("domains")
+
+
+class PromiseReference(Promise[T]):
+    """A promise whose home is another domain. Watching -> resolved, like any other, once the home has said so."""
+
+    __slots__ = ("_is_watched", "_references", "home", "number")
+
+    def __init__(self, references: References, home: int, number: int, label: str | None) -> None:
+        super().__init__(label)
+        self.home = home
+        self.number = number
+        self._references = references
+        self._is_watched = False
+
+    def _watch(self) -> None:
+        if not self._is_watched and self._result is None:
+            self._is_watched = True
+            self._references.send(WatchPromise(self.home, self._references.address, self.number))
+
+    def peek(self) -> Result[T] | None:
+        self._watch()
+        return super().peek()
+
+    @property
+    def is_resolved(self) -> bool:
+        self._watch()
+        return self._result is not None
+
+    def _wait(self, waiter: Any) -> Callable[[Any], object]:
+        self._watch()
+        return super()._wait(waiter)
+
+    def home_gone(self, error: DomainsError) -> None:
+        self._settle(Raised(error, None))
+
+    def __repr__(self) -> str:
+        return super().__repr__()[:-1] + f", of another domain, {self.number:x}>"
+
+
+class ResolverReference(Resolver[T]):
+    """A resolver whose promise has its home in another domain."""
+
+    __slots__ = ("_references", "home", "number")
+
+    def __init__(self, references: References, home: int, number: int, label: str | None) -> None:
+        super().__init__(Promise(label))  # stands for the promise: knows whether this domain has resolved it
+        self.home = home
+        self.number = number
+        self._references = references
+
+    def resolve(self, value: T) -> None:
+        if not self.try_resolve(value):
+            raise self._already()
+
+    def fail(self, error: BaseException) -> None:
+        if not self.try_fail(error):
+            raise self._already()
+
+    def try_resolve(self, value: T) -> bool:
+        return self._send(Returned(value), self._pack(value))
+
+    def try_fail(self, error: BaseException) -> bool:
+        return self._send(Raised(error, error.__traceback__), self._pack_failure(error))
+
+    def _pack(self, value: T) -> Payload:
+        return self._references.pickling.dumps(value, f"the value of promise {self.promise.label!r}")
+
+    def _pack_failure(self, error: BaseException) -> Payload:
+        where = f"promise {self.promise.label!r} in domain {current().name!r}"
+        return pack_failure(error, self._references.pickling, where)
+
+    def _send(self, result: Result[T], payload: Payload) -> bool:
+        references = self._references
+        if not self.promise._settle(result):
+            references.discharge(payload.holds)
+            return False
+        failed = isinstance(result, Raised)
+        message = ResolvePromise(self.home, references.address, self.number, failed, payload.data, len(payload.buffers))
+        references.send(message, payload.buffers, payload.holds)
+        return True
+
+    def home_gone(self, error: DomainsError) -> None:
+        """Nobody is left to hear of it."""
+
+    def __repr__(self) -> str:
+        return f"<resolver of {self.promise!r}, of another domain, {self.number:x}>"
+
+
+class PromiseKind:
+    """How promises travel."""
+
+    name = "promise"
+    classes: tuple[type, ...] = (Promise, PromiseReference)
+
+    def label_of(self, target: Promise[Any]) -> str | None:
+        return target.label
+
+    def make_reference(self, references: References, home: int, number: int, label: Any) -> PromiseReference[Any]:
+        return PromiseReference(references, home, number, label)
+
+    def holder_gone(self, export: Export, error: DomainsError) -> None:
+        """It only waited."""
+
+    def converse(self, references: References, conversation: Conversation) -> None:
+        references.handle(conversation, WatchPromise, functools.partial(_watch, references))
+        references.handle(conversation, PromiseResolved, functools.partial(_resolved, references))
+
+
+class ResolverKind:
+    """How resolvers travel."""
+
+    name = "resolver"
+    classes: tuple[type, ...] = (Resolver, ResolverReference)
+
+    def label_of(self, target: Resolver[Any]) -> str | None:
+        return target.promise.label
+
+    def make_reference(self, references: References, home: int, number: int, label: Any) -> ResolverReference[Any]:
+        return ResolverReference(references, home, number, label)
+
+    def holder_gone(self, export: Export, error: DomainsError) -> None:
+        """The last domain that could resolve it has died."""
+        export.target.try_fail(error)
+
+    def converse(self, references: References, conversation: Conversation) -> None:
+        references.handle(conversation, ResolvePromise, functools.partial(_resolve, references))
+
+
+class _Watcher:
+    """Stands in the promise's queue, at home, for the domain that watches."""
+
+    def __init__(self, references: References, promise: Promise[Any], message: WatchPromise) -> None:
+        self._references = references
+        self._promise = promise
+        self._to = message.sender
+        self._number = message.number
+
+    def resume(self, _: None) -> bool:
+        references = self._references
+        result = self._promise.peek()
+        assert result is not None
+        failed = isinstance(result, Raised)
+        if isinstance(result, Returned):
+            try:
+                payload = references.pickling.dumps(result.value, f"the value of {self._promise!r}")
+            except NotPicklable as error:
+                failed, result = True, Raised(error, None)
+        if isinstance(result, Raised):
+            payload = pack_failure(result.error, references.pickling, f"domain {current().name!r}")
+        message = PromiseResolved(
+            self._to, references.address, self._number, failed, payload.data, len(payload.buffers)
+        )
+        references.send(message, payload.buffers, payload.holds)
+        return True
+
+    def throw(self, error: BaseException) -> bool:
+        raise AssertionError("a promise only resumes those who wait for it")
+
+
+def _watch(references: References, message: WatchPromise, _: Buffers) -> None:
+    export = references.exports.get(message.number)
+    if export is not None and isinstance(export.target, Promise):
+        export.target.when_resolved(_Watcher(references, export.target, message))
+
+
+def _outcome(references: References, message: PromiseResolved | ResolvePromise, buffers: Buffers) -> Result[Any]:
+    if message.failed:
+        return Raised(unpack_failure(message.data, buffers, references.pickling), None)
+    try:
+        return Returned(references.pickling.loads(message.data, buffers))
+    except NotPicklable as error:
+        return Raised(error, None)
+
+
+def _resolved(references: References, message: PromiseResolved, buffers: Buffers) -> None:
+    result = _outcome(references, message, buffers)
+    reference = references.reference(message.sender, message.number)
+    if isinstance(reference, PromiseReference):
+        reference._settle(result)
+
+
+def _resolve(references: References, message: ResolvePromise, buffers: Buffers) -> None:
+    result = _outcome(references, message, buffers)
+    export = references.exports.get(message.number)
+    if export is not None and isinstance(export.target, Resolver):
+        promise = export.target.promise
+        if not promise._settle(result):
+            _log.warning("%r was resolved again by another domain; what came later is dropped", promise)
