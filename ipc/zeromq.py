@@ -4,7 +4,8 @@ Each link is a pair of PAIR sockets, one bound and one connected, secured by CUR
 key and no other, and nothing is decoded before that handshake. A frame is one multipart message: its header, which
 bounds and checks it, then the envelope, then the buffers. ZeroMQ's own queues are kept a few frames short; what does
 not fit is counted here, and makes the link congested. A link that is disconnected is gone: it never reconnects, for
-nobody could tell what was lost in between.
+nobody could tell what was lost in between. Others may connect and be refused meanwhile: only the peer's own
+connection, known by the descriptor that its frames came from, or the last of all, is the link's.
 
 A ZeroMQ socket's descriptor is edge-triggered, and does not tell reading from writing: after every operation the
 socket is asked again what it can do. Sockets belong to their loop's thread; ZeroMQ's own threads run no Python.
@@ -14,19 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
 import zmq
-from domains.ipc.frames import FrameCorrupt, byte_view, frame_header, read_parts
-from domains.ipc.keys import KeyPair
-from domains.ipc.link import Buffer, Codec, Link, LinkState
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from domains.errors import DomainUnavailable
+from domains.ipc.frames import FrameCorrupt, byte_view, frame_header, read_parts
+from domains.ipc.keys import KeyPair
+from domains.ipc.link import Buffer, Codec, Link, LinkState
 
 __all__ = ["ZeroMQContext", "ZeroMQLink"]
 
@@ -41,7 +43,7 @@ _SETTLING_SECONDS = 0.05
 """After a disconnection ZeroMQ's thread may still be handing over what had come before it."""
 
 _HANDSHAKE_MS = 10_000
-_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
 class ZeroMQContext:
@@ -109,6 +111,8 @@ class ZeroMQLink(Link):
         self._lifeline = lifeline
         self._monitor: zmq.Socket[bytes] = connection.get_monitor_socket(_EVENTS)
         self._outgoing: deque[tuple[int, list[Any]]] = deque()
+        self._connections: set[int] = set()
+        self._peer: int | None = None
         self._connected = False
         self._again: asyncio.Handle | None = None
         self._settling: asyncio.TimerHandle | None = None
@@ -222,6 +226,8 @@ class ZeroMQLink(Link):
     def _receive(self) -> None:
         try:
             head, *parts = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            if self._peer is None:
+                self._recognize(int(head.get("__fd")))
             frame = read_parts(head.buffer, [part.buffer for part in parts])
         except zmq.Again:
             return
@@ -236,12 +242,24 @@ class ZeroMQLink(Link):
 
     def _hear_monitor(self) -> None:
         while self.state is not LinkState.GONE and _events(self._monitor) & zmq.POLLIN:
-            event = parse_monitor_message(self._monitor.recv_multipart())["event"]
+            message = parse_monitor_message(self._monitor.recv_multipart())
+            event, descriptor = message["event"], message["value"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = True
-            elif self._connected:
-                self._settle(_SETTLING_SECONDS)
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._connections.discard(descriptor)
+                if self._connected and (descriptor == self._peer or not self._connections):
+                    self._settle(_SETTLING_SECONDS)
+            else:
+                self._connections.add(descriptor)
         self._work_soon()
+
+    def _recognize(self, descriptor: int) -> None:
+        """The peer speaks through this descriptor; perhaps it has gone already."""
+        self._hear_monitor()
+        self._peer = descriptor
+        if descriptor not in self._connections:
+            self._settle(_SETTLING_SECONDS)
 
     def _lifeline_ended(self) -> None:
         assert self._lifeline is not None
@@ -280,6 +298,9 @@ class ZeroMQLink(Link):
                 pending.cancel()
         if self._endpoint:
             self._context.disallow(self._endpoint)
+            if self._endpoint.startswith(b"ipc://"):
+                with contextlib.suppress(OSError):  # ZeroMQ leaves the name behind
+                    os.unlink(self._endpoint.removeprefix(b"ipc://"))
         orderly = not self._outgoing
         self._outgoing.clear()
         self._socket.disable_monitor()
