@@ -1,0 +1,186 @@
+"""The frame reader takes anything, and gives either what was sent or FrameCorrupt."""
+
+import struct
+import tracemalloc
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from domains.ipc.frames import (
+    MOST_BUFFER_BYTES,
+    MOST_BUFFERS,
+    MOST_ENVELOPE_BYTES,
+    FrameCorrupt,
+    FrameReader,
+    byte_view,
+    frame_header,
+    read_parts,
+)
+
+_frames = st.lists(
+    st.tuples(
+        st.binary(max_size=300),
+        st.lists(st.binary(max_size=200) | st.integers(0, 3).map(lambda n: bytes(65_534 + n)), max_size=5),
+    ),
+    max_size=6,
+)
+
+
+def encode(envelope, buffers=()):
+    views = [byte_view(buffer) for buffer in buffers]
+    return b"".join([frame_header(envelope, views), envelope, *views])
+
+
+def read_in_pieces(reader, data, sizes):
+    """Give the stream to the reader as a socket would, in pieces of these sizes over and over."""
+    frames, position, turn = [], 0, 0
+    while position < len(data):
+        space = reader.buffer()
+        assert len(space) > 0
+        count = min(len(space), sizes[turn % len(sizes)], len(data) - position)
+        turn += 1
+        space[:count] = data[position : position + count]
+        position += count
+        reader.filled(count)
+        frames += [(bytes(frame.envelope), [bytes(buffer) for buffer in frame.buffers]) for frame in reader.frames()]
+    return frames
+
+
+@settings(deadline=None)
+@given(_frames, st.lists(st.integers(1, 100_000), min_size=1, max_size=8), st.sampled_from([16, 64, 1000, 1 << 18]))
+def test_a_stream_in_pieces_of_any_size_gives_the_frames_that_were_sent(frames, sizes, piece_bytes):
+    data = b"".join(encode(*frame) for frame in frames)
+    reader = FrameReader(piece_bytes)
+    assert read_in_pieces(reader, data, [size for size in sizes if size > 20] or [1000]) == frames
+    assert not reader.is_inside
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60), st.lists(st.binary(max_size=20), max_size=3))
+def test_a_stream_byte_by_byte_gives_the_frames_that_were_sent(envelope, buffers):
+    assert read_in_pieces(FrameReader(16), encode(envelope, buffers) * 2, [1]) == [(envelope, buffers)] * 2
+
+
+@settings(deadline=None)
+@given(_frames.filter(bool), st.data())
+def test_a_stream_cut_anywhere_gives_only_whole_frames_and_says_that_it_was_inside(frames, data):
+    whole = b"".join(encode(*frame) for frame in frames)
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    reader = FrameReader(64)
+    arrived = read_in_pieces(reader, whole[:cut], [5000])
+    assert arrived == frames[: len(arrived)]
+    ends = [sum(len(encode(*frame)) for frame in frames[:n]) for n in range(len(frames) + 1)]
+    assert reader.is_inside == (cut not in ends)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=2000))
+def test_random_bytes_are_corrupt_or_wait_for_more(data):
+    reader = FrameReader(64)
+    try:
+        assert read_in_pieces(reader, data, [100]) == []
+    except FrameCorrupt:
+        return
+    assert len(data) < 16
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(min_size=1, max_size=100), st.lists(st.binary(max_size=30), max_size=3), st.data())
+def test_one_wrong_bit_in_what_is_decoded_is_noticed(envelope, buffers, data):
+    whole = bytearray(encode(envelope, buffers))
+    checked = 16 + 8 * len(buffers) + len(envelope)
+    position = data.draw(st.integers(0, checked - 1))
+    if position == 3:
+        return  # the unused byte
+    whole[position] ^= 1 << data.draw(st.integers(0, 7))
+    reader = FrameReader(64)
+    try:
+        assert read_in_pieces(reader, bytes(whole), [100]) == []
+    except FrameCorrupt:
+        return
+    assert reader.is_inside  # a greater length was announced, and nothing is given out before it has come
+
+
+def header(envelope_bytes=0, count=0, checksum=0, magic=b"dm", version=1):
+    return struct.pack("!2sBxIII", magic, version, envelope_bytes, count, checksum)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header(magic=b"md"),
+        header(version=2),
+        header(version=0),
+        header(envelope_bytes=MOST_ENVELOPE_BYTES + 1),
+        header(count=MOST_BUFFERS + 1),
+        header(envelope_bytes=1, checksum=1) + b"x",
+        bytes(16),
+        b"\xff" * 16,
+    ],
+    ids=range(8),
+)
+def test_a_header_that_is_wrong_is_corrupt(data):
+    with pytest.raises(FrameCorrupt):
+        read_in_pieces(FrameReader(), data, [1000])
+
+
+def test_a_buffer_beyond_the_limit_takes_no_memory():
+    lengths = struct.pack("!Q", MOST_BUFFER_BYTES + 1)
+    data = header(0, 1, zlib.crc32(b"", zlib.crc32(lengths))) + lengths
+    with pytest.raises(FrameCorrupt, match="limits"):
+        read_in_pieces(FrameReader(), data, [1000])
+
+
+def test_a_reader_keeps_no_more_than_it_needs_after_many_frames():
+    reader = FrameReader(1 << 16)
+    data = encode(b"x" * 1000, [b"y" * 100, b"z" * 70_000]) * 10
+    read_in_pieces(reader, data, [50_000])
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            read_in_pieces(reader, data, [50_000])
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 200_000
+
+
+def test_an_envelope_beyond_the_limit_is_refused_by_the_sender():
+    class Huge(bytes):
+        def __len__(self):
+            return MOST_ENVELOPE_BYTES + 1
+
+    with pytest.raises(ValueError, match="too large"):
+        frame_header(Huge(), [])
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=100), st.lists(st.binary(max_size=50), max_size=4))
+def test_parts_kept_apart_by_the_transport_give_the_frame(envelope, buffers):
+    views = [memoryview(buffer) for buffer in buffers]
+    frame = read_parts(memoryview(frame_header(envelope, views) + envelope), views)
+    assert bytes(frame.envelope) == envelope
+    assert [bytes(buffer) for buffer in frame.buffers] == buffers
+    assert all(buffer.readonly for buffer in frame.buffers)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=200), st.lists(st.binary(max_size=20), max_size=4))
+def test_random_parts_are_corrupt(head, buffers):
+    with pytest.raises(FrameCorrupt):
+        read_parts(memoryview(head), [memoryview(buffer) for buffer in buffers])
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=60), st.lists(st.binary(max_size=20), max_size=3), st.data())
+def test_one_wrong_bit_in_parts_is_noticed(envelope, buffers, data):
+    views = [memoryview(buffer) for buffer in buffers]
+    head = bytearray(frame_header(envelope, views) + envelope)
+    position = data.draw(st.integers(0, len(head) - 1))
+    if position == 3:
+        return  # the unused byte
+    head[position] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(FrameCorrupt):
+        read_parts(memoryview(bytes(head)), views)
