@@ -131,6 +131,9 @@ class DomainHandle:
             message = CancelJob(job.ticket, packed.data, len(packed.buffers))
             self.conversation.send(message, packed.buffers)
 
+    def job_ended(self, job: Job[Any]) -> None:
+        """A job that this domain was called with has ended: there is nothing to account for."""
+
     def take_back(self) -> list[Job[Any]]:
         """The jobs that were sent and not begun; those among them that nobody cancelled are queued again."""
         tickets = self.claims.take_back()

@@ -145,7 +145,7 @@ class Domain:
         if handle.link.is_congested:
             await _writable(handle)
         function = self._manager.catalogue.add(f)
-        job: Job[Any] = Job(function, args, self._manager.references, 0, 0, handle.cancel)
+        job: Job[Any] = Job(function, args, self._manager.references, 0, handle)
         handle.start([job])
         return await job.outcome()
 

@@ -13,7 +13,7 @@ import contextvars
 import enum
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from domains.conversation import Buffers
 from domains.errors import Cancelled
@@ -23,7 +23,7 @@ from domains.ipc.pickling import Pickling
 from domains.protocol import JobRaised, JobReturned, StartJob
 from domains.references.registry import References
 from domains.scheduler.cancel import protect
-from domains.scheduler.promise import Promise
+from domains.scheduler.promise import Promise, Raised, Result, Returned
 from domains.scheduler.switch import Switch
 from domains.variables import pack_variables
 
@@ -40,19 +40,28 @@ class JobState(enum.Enum):
     ENDED = "ended"
 
 
+class Owner(Protocol):
+    """Who sees to it that a job is run: a pool's dispatcher, or a domain that was called."""
+
+    def cancel(self, job: Job[Any], reason: BaseException, /) -> None:
+        """Nobody wants the job's result any more: end it soon, wherever it is."""
+
+    def job_ended(self, job: Job[Any], /) -> None:
+        """The job has ended, and its promise has the outcome."""
+
+
 class Job(Generic[T]):
     """One job. `ticket` numbers its current sending: tickets grow in the order in which a domain gets jobs."""
 
     __slots__ = (
         "_references",
-        "_resolver",
         "buffers",
-        "canceller",
         "data",
         "function",
         "holder",
         "holds",
         "on_end",
+        "owner",
         "priority",
         "promise",
         "retries",
@@ -71,9 +80,8 @@ class Job(Generic[T]):
         arguments: tuple[Any, ...],
         references: References,
         weight: int,
-        priority: int,
-        canceller: Callable[[Job[Any], BaseException], None],
-        on_end: Callable[[Job[Any]], None] | None = None,
+        owner: Owner,
+        priority: int = 0,
         retries: int = 0,
     ) -> None:
         """Pickles the arguments now, so that the caller may change them afterwards. Raises NotPicklable."""
@@ -89,17 +97,15 @@ class Job(Generic[T]):
         context = contextvars.copy_context()
         self.variables = pack_variables(context, references.pickling) if len(context) else b""
         self.weight = weight
+        self.owner = owner
         self.priority = priority
-        self.canceller = canceller
-        self.on_end = on_end
         self.retries = retries
-        self.seconds = 0.0
         self.sequence = next(_sequence)
-        self.ticket = 0
         self.switch: Switch | None = None
         self.holder: Any = None  # the domain that has it, where a pool keeps account of that
+        self.on_end: Callable[[Job[Any]], None] | None = None
         self.state = JobState.QUEUED
-        self.promise, self._resolver = Promise[T].create(function.name)
+        self.promise: Promise[T] = Promise(function.name)
 
     def message(self) -> StartJob:
         """What to send to start it; from now on it is sent, under a new ticket."""
@@ -122,31 +128,27 @@ class Job(Generic[T]):
             except Exception as error:
                 self.fail(error)
                 return
-        self._leave()
-        self._resolver.resolve(value)
-        self._ended()
+        self._end(Returned(value))
 
     def raised(self, message: JobRaised, buffers: Buffers, pickling: Pickling) -> None:
         self.fail(unpack_failure(message.data, buffers, pickling))
 
     def fail(self, error: BaseException) -> None:
-        self._leave()
-        self._resolver.fail(error)
-        self._ended()
+        self._end(Raised(error, error.__traceback__))
 
-    def _ended(self) -> None:
-        if self.on_end is not None:
-            self.on_end(self)
-        if self.switch is not None:
-            self.switch.disown(self, self.promise)
-
-    def _leave(self) -> None:
+    def _end(self, result: Result[T]) -> None:
         assert self.state is not JobState.ENDED
         self.state = JobState.ENDED
         self.data = b""
         self.buffers = ()
         if self.holds:
             self._references.discharge(self.holds)
+        self.promise._settle(result)
+        self.owner.job_ended(self)
+        if self.on_end is not None:
+            self.on_end(self)
+        if self.switch is not None:
+            self.switch.disown(self, self.promise)
 
     def belong_to(self, switch: Switch) -> None:
         """Let a switch wait for it, and cancel it, without a fiber that does."""
@@ -156,7 +158,7 @@ class Job(Generic[T]):
     def cancel(self, reason: BaseException | None) -> None:
         """Nobody wants the result: it ends soon, unless it has already. Does not wait."""
         if self.state is JobState.QUEUED or self.state is JobState.SENT:
-            self.canceller(self, reason or Cancelled())
+            self.owner.cancel(self, reason or Cancelled())
 
     async def outcome(self) -> T:
         """Wait for the job; being cancelled cancels it where it runs, and still waits until it has ended there."""

@@ -23,14 +23,14 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Returned(Generic[T_co]):
     """A promise was kept."""
 
     value: T_co
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Raised:
     """A promise failed; `traceback` is the error's as it was then, for it grows each time the error is raised."""
 
@@ -56,7 +56,7 @@ class Promise(Generic[T]):
         """Whether anybody has looked at the outcome."""
         self._result: Result[T] | None = None
         self._waiters: WaitQueue[None] | None = None
-        self._unresolved = [None]  # whoever pops this resolves
+        self._unresolved = bytearray(1)  # whoever pops this resolves; no list, which garbage collection would walk
 
     @classmethod
     def create(cls, label: str | None = None) -> tuple[Promise[T], Resolver[T]]:

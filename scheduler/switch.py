@@ -224,7 +224,7 @@ class Switch:
         `context` are its context variables, by default a copy of the caller's. On a switch that was cancelled nothing
         runs. Raises RuntimeError on one that has finished.
         """
-        self._check_open()
+        self.check_open()
         if self._context.cancellation is None:
             self._fibers += 1
             self._start(self._run(f, args), self._context, name or _name_of(f, "fiber"), context)
@@ -254,7 +254,7 @@ class Switch:
         A failure that nobody has looked at is logged when the switch ends. On a cancelled switch nothing runs, and the
         promise fails with Cancelled.
         """
-        self._check_open()
+        self.check_open()
         name = name or _name_of(f, "fiber")
         promise: Promise[Any] = Promise(name)
         if self._context.cancellation is None:
@@ -285,7 +285,7 @@ class Switch:
 
         The switch waits for it, and cancels it when it is cancelled itself, until `disown` is called.
         """
-        self._check_open()
+        self.check_open()
         self._fibers += 1
         self._context.adopted[work] = None
         if self._context.cancellation is not None:
@@ -314,13 +314,13 @@ class Switch:
         context: contextvars.Context | None = None,
     ) -> None:
         """Run `f(*args)` in a new fiber that is cancelled once all others have ended. Its failure fails the switch."""
-        self._check_open()
+        self.check_open()
         if self._context.cancellation is None:
             self._start_daemon(f, args, name or _name_of(f, "daemon"), context, _nothing)
 
     def _fork_sequence(self, produce: Callable[[], Awaitable[None]], name: str, ended: Callable[[], None]) -> None:
         """A daemon whose end is told, even if it never began. Raises Cancelled on a cancelled switch."""
-        self._check_open()
+        self.check_open()
         self.check()
         self._start_daemon(produce, (), name, None, ended)
 
@@ -403,7 +403,8 @@ class Switch:
         if cancellation is not None:
             self._own = cancellation
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise RuntimeError unless something can be started in it, here and now."""
         if self._state is not _State.OPEN:
             raise RuntimeError(f"{self!r} cannot start anything: fork inside its `async with` block")
         if _running_loop() is not self._loop:
@@ -415,7 +416,7 @@ class Switch:
         f's exception is raised where the items are taken. Ending the switch, or dropping the iterator, cancels f.
         Taking two items at once is a RuntimeError.
         """
-        self._check_open()
+        self.check_open()
         return Sequence(self, f)
 
     # Resources
@@ -442,7 +443,7 @@ class Switch:
     async def enter(self, manager: AbstractContextManager[T, Any]) -> T: ...
     async def enter(self, manager: Any) -> Any:
         """Enter a context manager, async or not, and leave it when the switch ends; returns what it gives."""
-        self._check_open()
+        self.check_open()
         kind = type(manager)
         if hasattr(kind, "__aenter__"):
             value = await kind.__aenter__(manager)

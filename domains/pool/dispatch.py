@@ -16,7 +16,6 @@ from typing import Any
 from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle
 from domains.domain_manager import DomainManager
 from domains.errors import Cancelled, Closed, DomainsError, DomainUnavailable
-from domains.functions import Function
 from domains.job import Job, JobState
 from domains.pool.queue import JobQueue
 from domains.pool.stats import DomainStats, PoolStats
@@ -73,36 +72,18 @@ class Dispatcher:
                 self._recruit()
             on_failure.pop_all()
 
-    def check_open(self) -> None:
-        """Raises Closed, or why the pool cannot work, when no job may be submitted any more."""
-        if self._closed is not None:
-            raise self._closed
+    @property
+    def closed(self) -> DomainsError | None:
+        """Why no job may be submitted any more, or None."""
+        return self._closed
 
-    def push(
-        self,
-        function: Function,
-        arguments: tuple[Any, ...],
-        weight: int,
-        priority: int = 0,
-        retries: int = 0,
-        on_end: Callable[[Job[Any]], None] | None = None,
-    ) -> Job[Any]:
-        """Queue a job; `on_end(job)` is called when it has ended. Raises NotPicklable, or as `check_open`."""
-        self.check_open()
-        ended = self._job_ended
-        if on_end is not None:
-
-            def ended(job: Job[Any]) -> None:
-                self._job_ended(job)
-                on_end(job)
-
-        job: Job[Any] = Job(
-            function, arguments, self._manager.references, weight, priority, self.cancel, ended, retries
-        )
+    def push(self, job: Job[Any]) -> None:
+        """Queue a job of which this is the owner; the pool must not be closed."""
+        assert self._closed is None
         self._unfinished += 1
         self._queue.push(job)
-        self._schedule()
-        return job
+        if not self._scheduled:
+            self._schedule()
 
     def cancel(self, job: Job[Any], reason: BaseException) -> None:
         """End a job that nobody wants any more: at once if it waits here, else where it is."""
@@ -208,7 +189,7 @@ class Dispatcher:
 
     # Jobs come and go
 
-    def _job_ended(self, job: Job[Any]) -> None:
+    def job_ended(self, job: Job[Any]) -> None:
         self._unfinished -= 1
         if not self._unfinished:
             callbacks, self._when_idle = self._when_idle, []
@@ -216,7 +197,6 @@ class Dispatcher:
                 callback()
 
     def _answered(self, job: Job[Any], seconds: float) -> None:
-        assert job.holder is not None
         self._members[job.holder].load -= job.weight
         job.holder = None
         if job.weight == FULL_WEIGHT:
@@ -238,42 +218,31 @@ class Dispatcher:
         if not len(queue):
             self._rebalance()
             return
-        chosen: list[_Member] = []
-        while (job := queue.first()) is not None:
+        available = [m for m in self._members.values() if m.handle.takes_jobs and not self._is_congested(m)]
+        ahead = self._jobs_ahead()
+        while available and (job := queue.first()) is not None:
             if job.priority > self._sent_priority:
                 self._take_back(self._members.values())
                 self._sent_priority = job.priority
                 continue
-            member = self._choose(job.weight)
-            if member is None:
-                break
+            weight = job.weight
+            member = available[0]
+            for other in available:
+                if other.load < member.load or (not weight and other.jobs < member.jobs):
+                    member = other
+            excess = member.load - FULL_WEIGHT
+            if weight and excess >= 0 and (excess >= ahead * weight or member.jobs >= _MOST_AHEAD):
+                break  # all are busy, and it is not worth being sent ahead
             queue.pop()
             self._sent_priority = job.priority
-            member.load += job.weight
+            member.load += weight
             job.holder = member.handle
-            if not member.batch:
-                chosen.append(member)
             member.batch.append(job)
-        for member in chosen:
-            batch, member.batch = member.batch, []
-            member.handle.start(batch)
-            member.handle.link.flush()
-
-    def _choose(self, weight: int) -> _Member | None:
-        """The domain for the next job, or None when it has to wait."""
-        best: _Member | None = None
-        for member in self._members.values():
-            if not member.handle.takes_jobs or self._is_congested(member):
-                continue
-            if best is None or (member.load, member.jobs if not weight else 0) < (
-                best.load,
-                best.jobs if not weight else 0,
-            ):
-                best = member
-        if best is None or not weight or best.load < FULL_WEIGHT:
-            return best
-        ahead = best.load - FULL_WEIGHT
-        return best if ahead < self._jobs_ahead() * weight and best.jobs < _MOST_AHEAD else None
+        for member in available:
+            if member.batch:
+                batch, member.batch = member.batch, []
+                member.handle.start(batch)
+                member.handle.link.flush()
 
     def _jobs_ahead(self) -> int:
         """How many jobs to send to a domain beyond what it can start now."""

@@ -110,7 +110,12 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         where it runs, and waits until it has ended.
         """
         fiber.check()
-        job = self._make(f, args, checked_weight(weight), priority, retries)
+        dispatch = self._open()
+        manager = self._manager
+        job: Job[Any] = Job(
+            manager.catalogue.add(f), args, manager.references, checked_weight(weight), dispatch, priority, retries
+        )
+        dispatch.push(job)
         if timeout is None:
             return await job.outcome()
         with time_limit(timeout):
@@ -129,7 +134,11 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
 
         The switch waits for the job, and cancels it when it is cancelled. Raises at once what is wrong with the call.
         """
-        job = self._make(f, args, checked_weight(weight), 0, 0)
+        switch.check_open()
+        dispatch = self._open()
+        manager = self._manager
+        job: Job[Any] = Job(manager.catalogue.add(f), args, manager.references, checked_weight(weight), dispatch)
+        dispatch.push(job)
         job.belong_to(switch)
         return job.promise
 
@@ -150,7 +159,7 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         failure is raised, and cancels the rest; so does leaving the loop early.
         """
         dispatch = self._open()
-        return map_over(dispatch, self._manager.catalogue, f, xs, checked_weight(weight), ordered, buffer, chunk)
+        return map_over(dispatch, self._manager, f, xs, checked_weight(weight), ordered, buffer, chunk)
 
     def stats(self) -> PoolStats:
         """What the pool is doing at this moment."""
@@ -160,12 +169,6 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         """The dispatcher, while jobs may be submitted; raises Closed otherwise."""
         if self._dispatch is None:
             raise Closed("the executor pool is not open yet: submit inside its `async with` block")
-        self._dispatch.check_open()
+        if self._dispatch.closed is not None:
+            raise self._dispatch.closed
         return self._dispatch
-
-    def _make(
-        self, f: Callable[..., Any], arguments: tuple[Any, ...], weight: int, priority: int, retries: int
-    ) -> Job[Any]:
-        dispatch = self._open()
-        function = self._manager.catalogue.add(f)
-        return dispatch.push(function, arguments, weight, priority, retries)

@@ -13,8 +13,8 @@ from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
+from domains.domain_manager import DomainManager
 from domains.errors import Cancelled
-from domains.functions import FunctionCatalogue
 from domains.job import Job
 from domains.pool.dispatch import Dispatcher
 from domains.scheduler import fiber
@@ -30,7 +30,7 @@ _GROWTH = 8
 
 def map_over(
     dispatch: Dispatcher,
-    catalogue: FunctionCatalogue,
+    manager: DomainManager,
     f: Callable[[Any], Any],
     xs: Iterable[Any] | AsyncIterable[Any],
     weight: int,
@@ -43,7 +43,7 @@ def map_over(
         raise ValueError(f"chunk must be 'auto' or an int of at least 1, but is {chunk!r}")
     if buffer is not None and (type(buffer) is not int or buffer < 1):
         raise ValueError(f"buffer must be None or an int of at least 1, but is {buffer!r}")
-    return _map(dispatch, catalogue, f, xs, weight, ordered, buffer, _GroupSize(f, chunk, buffer, dispatch.size))
+    return _map(dispatch, manager, f, xs, weight, ordered, buffer, _GroupSize(f, chunk, buffer, dispatch.size))
 
 
 class _GroupSize:
@@ -62,7 +62,7 @@ class _GroupSize:
 
 async def _map(
     dispatch: Dispatcher,
-    catalogue: FunctionCatalogue,
+    manager: DomainManager,
     f: Callable[[Any], Any],
     xs: Iterable[Any] | AsyncIterable[Any],
     weight: int,
@@ -71,7 +71,7 @@ async def _map(
     group_size: _GroupSize,
 ) -> AsyncIterator[Any]:
     run_group = _run_group_async if inspect.iscoroutinefunction(f) else _run_group
-    function = catalogue.add(partial(run_group, f))
+    function = manager.catalogue.add(partial(run_group, f))
     most = dispatch.size * _GROUPS_PER_DOMAIN if buffer is None else buffer
     read = _reader(xs)
     under_way: deque[tuple[Job[Any], int]] = deque()
@@ -91,7 +91,11 @@ async def _map(
                 group = await read(room)
                 exhausted = len(group) < room
                 if group:
-                    job = dispatch.push(function, (group,), weight, on_end=ended)
+                    if dispatch.closed is not None:
+                        raise dispatch.closed
+                    job: Job[Any] = Job(function, (group,), manager.references, weight, dispatch)
+                    job.on_end = ended
+                    dispatch.push(job)
                     sizes[job] = len(group)
                     taken += len(group)
                     under_way.append((job, len(group)))
