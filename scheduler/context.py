@@ -201,6 +201,7 @@ class Context:
         while contexts:
             context = contexts.pop()
             context.cancellation = cancellation
+            adopted += context.adopted
             for fiber in context.fibers:
                 suspension = fiber.suspension
                 if suspension is not None and suspension.is_cancellable:
