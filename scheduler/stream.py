@@ -22,14 +22,18 @@ T = TypeVar("T")
 
 
 class Stream(Generic[T]):
-    """Holds up to `capacity` items. Raises TypeError or ValueError for a capacity that is no int of at least 0."""
+    """Holds up to `capacity` items; the label shows in errors and dumps.
 
-    def __init__(self, capacity: int) -> None:
+    Raises TypeError or ValueError for a capacity that is no int of at least 0.
+    """
+
+    def __init__(self, capacity: int, *, label: str | None = None) -> None:
         if type(capacity) is not int:
             raise TypeError(f"capacity must be an int, not {type(capacity).__name__} {capacity!r}")
         if capacity < 0:
             raise ValueError(f"capacity must be at least 0, but is {capacity}")
         self.capacity = capacity
+        self.label = label
         self._items: deque[T] = deque()
         self._takers: WaitQueue[T] = WaitQueue()
         self._adders: WaitQueue[None] = WaitQueue()
@@ -37,7 +41,8 @@ class Stream(Generic[T]):
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
-        return f"<stream of capacity {self.capacity}, {len(self._items)} items{state}>"
+        name = "" if self.label is None else f" {self.label!r}"
+        return f"<stream{name} of capacity {self.capacity}, {len(self._items)} items{state}>"
 
     def __len__(self) -> int:
         """How many items it holds; those of waiting adders do not count."""
@@ -96,7 +101,7 @@ class Stream(Generic[T]):
         found, item = self._take()
         if not found and self._closed:
             raise Closed(f"{self!r} has no more items")
-        return item
+        return item if found else None
 
     def _take(self) -> tuple[bool, T]:
         if self._items:
@@ -117,8 +122,8 @@ class Stream(Generic[T]):
         """No more items come: waiting adders and, once nothing is left, takers raise Closed. Closing twice is fine."""
         if not self._closed:
             self._closed = True
-            self._adders.throw_all(Closed(f"{self!r} was closed while an item waited to be added"))
-            self._takers.throw_all(Closed(f"{self!r} was closed and has no more items"))
+            self._adders.throw_all(lambda: Closed(f"{self!r} was closed while an item waited to be added"))
+            self._takers.throw_all(lambda: Closed(f"{self!r} was closed and has no more items"))
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self

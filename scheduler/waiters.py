@@ -9,7 +9,7 @@ waiters in between. All operations but `wake_all`, `throw_all` and iteration cos
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = ["WaitQueue", "Waiter"]
@@ -67,11 +67,11 @@ class WaitQueue(Generic[T]):
             woken += waiter.resume(value)
         return woken
 
-    def throw_all(self, error: BaseException) -> int:
-        """Fail all who wait at this moment, in order; returns how many."""
+    def throw_all(self, failure: Callable[[], BaseException]) -> int:
+        """Fail all who wait at this moment, in order, each with an exception of its own; returns how many."""
         woken = 0
         for waiter in self._take_all():
-            woken += waiter.throw(error)
+            woken += waiter.throw(failure())
         return woken
 
     def _take_all(self) -> list[Waiter[T]]:

@@ -1,0 +1,195 @@
+"""Mutual exclusion between fibers, handed over in the order in which they came, and poisoned by a failed update.
+
+States: Free -> Held(holder) -> Free | Held(next) | Poisoned(cause). Fibers wait only while it is held, and an unlock
+hands it to the first of them directly, so that nobody gets in between. Poisoned is for good: what the mutex protects
+may be broken. The holder is any hashable token; for the methods without one it is the running fiber. Belongs to the
+loop's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from types import TracebackType
+from typing import Any, NoReturn
+
+from domains.errors import Poisoned
+from domains.scheduler.cancel import protect
+from domains.scheduler.context import Fiber, current_fiber
+from domains.scheduler.suspend import Suspension, suspend
+from domains.scheduler.waiters import Waiter, WaitQueue
+
+__all__ = ["Mutex"]
+
+
+class _Poison:
+    """The state of a mutex whose critical section failed."""
+
+    __slots__ = ("cause",)
+
+    def __init__(self, cause: BaseException) -> None:
+        self.cause = cause
+
+
+class Mutex:
+    """One fiber at a time: `async with mutex.rw():` to change what it protects, `async with mutex.ro():` to read it.
+
+    The label shows in errors and dumps.
+    """
+
+    __slots__ = ("__weakref__", "_state", "_waiters", "label")
+
+    def __init__(self, label: str | None = None) -> None:
+        self.label = label
+        self._state: Hashable | _Poison | None = None  # None is free, anything else that is no _Poison the holder
+        self._waiters: WaitQueue[None] = WaitQueue()
+
+    def __repr__(self) -> str:
+        name = "" if self.label is None else f" {self.label!r}"
+        state = self._state
+        if state is None:
+            return f"<mutex{name}, free>"
+        if isinstance(state, _Poison):
+            return f"<mutex{name}, poisoned by {state.cause!r}>"
+        holder = f"fiber {state.name!r}" if isinstance(state, Fiber) else repr(state)
+        return f"<mutex{name}, held by {holder}, {len(self._waiters)} waiting>"
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether somebody holds it."""
+        return self._state is not None and not isinstance(self._state, _Poison)
+
+    @property
+    def is_poisoned(self) -> bool:
+        return isinstance(self._state, _Poison)
+
+    async def lock(self) -> None:
+        """Hold the mutex from here on; waits while somebody holds it, behind those who wait already.
+
+        Raises Poisoned, before or while it waits; RuntimeError in the fiber that holds it. A cancelled lock holds
+        nothing.
+        """
+        fiber = current_fiber()
+        cancellation = fiber.context.cancellation
+        if cancellation is not None:
+            raise cancellation.tell(fiber)
+        if self._state is None:
+            self._state = fiber
+            return
+        if self._state is fiber:
+            raise RuntimeError(f"{self!r} is held by the very fiber that locks it: this would wait forever")
+        if isinstance(self._state, _Poison):
+            raise self._poisoned()
+
+        def begin(suspension: Suspension[None]) -> Callable[[Any], object]:
+            return self._wait(suspension, fiber)
+
+        await suspend(begin, "Mutex.lock", self)
+
+    def try_lock(self) -> bool:
+        """Hold the mutex if nobody does, without waiting; tells whether it did. Raises Poisoned."""
+        return self._try_lock(current_fiber())
+
+    def unlock(self) -> None:
+        """Let go, and hand over to the first who waits.
+
+        Raises RuntimeError in a fiber that does not hold it, and changes nothing; if nobody holds it, this is a
+        sign of a broken protocol, and poisons it as well.
+        """
+        self._unlock(current_fiber())
+
+    def rw(self, *, protect: bool = False) -> _Section:
+        """`async with mutex.rw():` a section that may change things: an exception inside poisons the mutex.
+
+        Being cancelled inside is such an exception; with `protect` the section is not cancelled, while waiting for
+        the lock still is. Raises as `lock`.
+        """
+        return _Section(self, poisons=True, protected=protect)
+
+    def ro(self) -> _Section:
+        """`async with mutex.ro():` a section that only reads: an exception inside just unlocks. Raises as `lock`."""
+        return _Section(self, poisons=False, protected=False)
+
+    def _is_mine(self) -> bool:
+        """Whether the running fiber holds it."""
+        return self._state == current_fiber()
+
+    # Steps that name the holder, for those who lock on behalf of another
+
+    def _try_lock(self, holder: Hashable) -> bool:
+        if self._state is None:
+            self._state = holder
+            return True
+        if isinstance(self._state, _Poison):
+            raise self._poisoned()
+        return False
+
+    def _wait(self, waiter: Waiter[None], holder: Hashable) -> Callable[[Any], object]:
+        assert self.is_locked
+        self._waiters.join(waiter, holder)
+        return self._waiters.withdraw
+
+    def _unlock(self, holder: Hashable) -> None:
+        state = self._state
+        if state == holder and state is not None:
+            while self._waiters:
+                entry = self._waiters.pop_first()
+                if entry is not None and entry[0].resume(None):
+                    self._state = entry[1]
+                    return
+            self._state = None
+        elif state is None:
+            error = RuntimeError(f"{self!r} was unlocked, but nobody had locked it")
+            self._poison(error)
+            raise error
+        elif isinstance(state, _Poison):
+            raise self._poisoned()
+        else:
+            raise RuntimeError(f"{self!r} can be unlocked only by its holder")
+
+    def _poison(self, cause: BaseException) -> None:
+        """What it protects may be broken: nobody gets in any more."""
+        if not isinstance(self._state, _Poison):
+            self._state = _Poison(cause)
+            self._waiters.throw_all(self._poisoned)
+
+    def _poisoned(self) -> Poisoned:
+        assert isinstance(self._state, _Poison)
+        error = Poisoned(f"{self!r}: what it protects may be broken; make a new one with a sound state")
+        error.__cause__ = self._state.cause
+        return error
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} travels only between domains: as a job's argument or result, or inside another one")
+
+
+class _Section:
+    """A critical section: entered once."""
+
+    __slots__ = ("_mutex", "_poisons", "_protection")
+
+    def __init__(self, mutex: Mutex, *, poisons: bool, protected: bool) -> None:
+        self._mutex = mutex
+        self._poisons = poisons
+        self._protection = protect() if protected else None
+
+    async def __aenter__(self) -> None:
+        await self._mutex.lock()
+        if self._protection is not None:
+            self._protection.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._protection is not None:
+            self._protection.__exit__()
+        mutex = self._mutex
+        if error is None:
+            mutex.unlock()
+        elif mutex._is_mine():  # else somebody poisoned it, or unlocked it inside
+            if self._poisons:
+                mutex._poison(error)
+            else:
+                mutex.unlock()
