@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from domains.conversation import Buffers, Conversation
-from domains.errors import Closed, ConnectionLost, DomainDied, DomainsError, DomainUnavailable
+from domains.errors import Cancelled, Closed, ConnectionLost, DomainDied, DomainsError, DomainUnavailable
 from domains.failures import pack_failure
 from domains.functions import SentFunctions
 from domains.identity import current
+from domains.interruption import INTERRUPT_SIGNAL
 from domains.ipc.claims import OfferedClaims
+from domains.ipc.interrupts import NOBODY, SentInterrupts
 from domains.job import Job, JobState
 from domains.launcher.provider import DomainProcess, Ending
 from domains.protocol import (
+    CancelHeard,
     CancelJob,
     DefineFunction,
     Finish,
@@ -38,6 +41,9 @@ _LAST_WORDS_SECONDS = 1.0
 FINISHING_SECONDS = 5.0
 """How long a domain that was asked to finish may take over its exit handlers before it is killed."""
 
+GRACE_SECONDS = 2.0
+"""How long a cancelled job may keep its domain from doing anything else before the domain is killed."""
+
 CANCELLING_SECONDS = 1.0
 """The same for a domain whose jobs were cancelled."""
 
@@ -46,6 +52,18 @@ class DomainState(enum.Enum):
     OPEN = "open"
     FINISHING = "finishing"
     ENDED = "ended"
+
+
+class _Cancelling:
+    """A job that was asked to end and has not answered. Asked -> Heard, once it is known to unwind as a fiber."""
+
+    __slots__ = ("is_heard", "job", "reason", "since")
+
+    def __init__(self, job: Job[Any], reason: BaseException, since: float) -> None:
+        self.job = job
+        self.reason = reason
+        self.since = since
+        self.is_heard = False
 
 
 class DomainHandle:
@@ -58,10 +76,13 @@ class DomainHandle:
         process: DomainProcess,
         conversation: Conversation,
         claims: OfferedClaims,
+        interrupts: SentInterrupts,
     ) -> None:
         self.id = number
         self.name = name
         self.claims = claims
+        self.interrupts = interrupts
+        self.grace_seconds = GRACE_SECONDS
         self.conversation = conversation
         self.link = conversation.link
         self.state = DomainState.OPEN
@@ -75,9 +96,13 @@ class DomainHandle:
         self._when_answered: Callable[[Job[Any], float], None] | None = None
         self._when_ended: list[Callable[[DomainHandle], None]] = []
         self._last_words: asyncio.TimerHandle | None = None
+        self._cancelling: dict[int, _Cancelling] = {}
+        self._watch: asyncio.TimerHandle | None = None
+        self._why_killed: str | None = None
         conversation.handle(Ready, self._ready)
         conversation.handle(JobReturned, self._returned)
         conversation.handle(JobRaised, self._raised)
+        conversation.handle(CancelHeard, self._cancel_heard)
         conversation.when_gone(self._link_gone)
         conversation.start()
         process.when_ended(self._process_ended)
@@ -126,10 +151,46 @@ class DomainHandle:
         """Ask for the end of a job that was sent here; its answer still comes."""
         assert job.state is JobState.SENT
         job.state = JobState.CANCELLING
+        loop = asyncio.get_running_loop()
+        cancelling = self._cancelling[job.ticket] = _Cancelling(job, reason, loop.time())
         if self.link.is_open:
+            if not job.function.is_async:
+                # The message would not be read while it runs. The request comes before the message, which ends it.
+                self._interrupt(cancelling)
             packed = pack_failure(reason, self.conversation.pickling, f"domain {current().name!r}")
             message = CancelJob(job.ticket, packed.data, len(packed.buffers))
             self.conversation.send(message, packed.buffers)
+        if self._watch is None:
+            self._watch = loop.call_later(self.grace_seconds / 4, self._watch_cancelled)
+
+    def _interrupt(self, cancelling: _Cancelling) -> None:
+        if self.interrupts.ask(cancelling.job.ticket):
+            self._process.send_signal(INTERRUPT_SIGNAL)
+
+    def _watch_cancelled(self) -> None:
+        """See to those that were asked to end and have not: ask again, and in the end kill the domain."""
+        self._watch = None
+        if self.state is DomainState.ENDED or not self._cancelling:
+            return
+        loop = asyncio.get_running_loop()
+        busy_with = self.interrupts.busy_with[0]
+        for ticket, cancelling in self._cancelling.items():
+            if cancelling.is_heard or not (busy_with == ticket or (busy_with == NOBODY and self.was_ready)):
+                continue  # it unwinds; or it waits behind another job, which is not to blame
+            age = loop.time() - cancelling.since
+            if age >= self.grace_seconds:
+                self.kill(f"job {cancelling.job.function.name!r} was cancelled and did not end in {age:.1f} s")
+                return
+            if busy_with == ticket:
+                if age >= self.grace_seconds * 0.7:
+                    self._interrupt(cancelling)  # the last warning, even if it did notice the first
+                else:
+                    self._process.send_signal(INTERRUPT_SIGNAL)
+        self._watch = loop.call_later(self.grace_seconds / 4, self._watch_cancelled)
+
+    def _cancel_heard(self, message: CancelHeard, _: Buffers) -> None:
+        # It unwinds as a fiber, and may wait for something as it does: that is its business.
+        self._cancelling[message.job].is_heard = True
 
     def job_ended(self, job: Job[Any]) -> None:
         """A job that this domain was called with has ended: there is nothing to account for."""
@@ -177,8 +238,8 @@ class DomainHandle:
         if ending.why is not None and not self.was_ready:
             return DomainUnavailable(f"domain {self.name!r} could not be started: {ending.why}")
         what = "" if job is None else f"before job {job.function.name!r} had ended"
-        if ending.why is not None:
-            what = f"because {ending.why}, {what}".rstrip(", ")
+        if why := self._why_killed or ending.why:
+            what = f"because {why}, {what}".rstrip(", ")
         return DomainDied(self.name, ending.exitcode, ending.signal, ending.crash, what or None)
 
     def finish(self) -> None:
@@ -188,7 +249,9 @@ class DomainHandle:
             if self.link.is_open:
                 self.conversation.send(Finish())
 
-    def kill(self) -> None:
+    def kill(self, why: str | None = None) -> None:
+        """End its process at once; `why` is for those whose jobs end with it."""
+        self._why_killed = self._why_killed or why
         self._process.kill()
 
     def send_signal(self, number: int) -> None:
@@ -223,23 +286,29 @@ class DomainHandle:
 
     def _returned(self, message: JobReturned, buffers: Buffers) -> None:
         job = self.jobs.pop(message.job)
+        if self._cancelling:
+            self._cancelling.pop(message.job, None)
         if self._when_answered is not None:
             self._when_answered(job, message.seconds)
         job.returned(message, buffers, self.conversation.pickling)
 
     def _raised(self, message: JobRaised, buffers: Buffers) -> None:
         job = self.jobs.pop(message.job)
+        cancelling = self._cancelling.pop(message.job, None)
         if self._when_answered is not None:
             self._when_answered(job, message.seconds)
-        job.raised(message, buffers, self.conversation.pickling)
+        job.raised(message, buffers, self.conversation.pickling, cancelling.reason if cancelling else None)
 
     def _link_gone(self, reason: ConnectionLost | None) -> None:
         self._link_open = False
         if self.ending is not None:
             self._ended()
-        elif reason is not None or self.state is DomainState.OPEN:
+        elif reason is not None:
             # It cannot be talked to any more. The launcher tells how it ended.
             self.kill()
+        elif self.state is DomainState.OPEN:
+            # Somebody told it to end, and it said goodbye: it may run its exit handlers, and then the launcher tells.
+            self._last_words = asyncio.get_running_loop().call_later(FINISHING_SECONDS, self.kill)
 
     def _process_ended(self, ending: Ending) -> None:
         self.ending = ending
@@ -259,7 +328,12 @@ class DomainHandle:
         for callback in self._when_ended:
             callback(self)
         jobs, self.jobs = self.jobs, {}
-        for job in jobs.values():
-            job.fail(self.error(job))
+        for ticket, job in jobs.items():
+            cancelling = self._cancelling.get(ticket)
+            job.fail(self.error(job) if cancelling is None else Cancelled(cancelling.reason))
+        self._cancelling.clear()
+        if self._watch is not None:
+            self._watch.cancel()
         self.claims.close()
+        self.interrupts.close()
         self._end.resolve(self.ending)

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from domains.conversation import Conversation
 from domains.errors import ConnectionLost
 from domains.identity import DomainInfo, become
+from domains.interruption import Interruptions
 from domains.ipc.claims import ReceivedClaims
+from domains.ipc.interrupts import ReceivedInterrupts
 from domains.ipc.link import Link
 from domains.job_runner import JobRunner
 from domains.launcher.control import Birth
@@ -29,21 +31,25 @@ def become_domain(birth: Birth, descriptors: Mapping[str, int]) -> int:
     """Live as the domain that `birth` describes; returns the exit status."""
     become(DomainInfo(birth.domain, birth.name, os.getpid()))
     claims = ReceivedClaims(descriptors)
+    interrupts = ReceivedInterrupts(descriptors)
+    interruptions = Interruptions(interrupts)
+    interruptions.install()
 
     async def main() -> None:
         kind = kind_called(birth.link)
         link = kind.accept(ProtocolCodec(), birth.description, descriptors)
         try:
-            await serve(link, claims, birth.name)
+            await serve(link, claims, interruptions, birth.name)
         finally:
             kind.close()
 
     run(main)
     claims.close()
+    interrupts.close()
     return 0
 
 
-async def serve(link: Link, claims: ReceivedClaims, name: str) -> None:
+async def serve(link: Link, claims: ReceivedClaims, interruptions: Interruptions, name: str) -> None:
     """Serve the parent at the other end of `link` until it has no more use for this domain."""
     finished, finish = Promise[None].create(f"the end of domain {name}")
     gone, go = Promise[None].create("the end of the link to the parent")
@@ -58,9 +64,16 @@ async def serve(link: Link, claims: ReceivedClaims, name: str) -> None:
 
         conversation.when_gone(parent_gone)
         references.converse(conversation, with_parent=True)
-        JobRunner(conversation, switch, claims, lambda: finish.try_resolve(None))
+        JobRunner(conversation, switch, claims, interruptions, lambda: finish.try_resolve(None))
         conversation.start()
-        conversation.send(Ready(os.getpid()))
-        await finished
+        try:
+            conversation.send(Ready(os.getpid()))
+            await finished
+        finally:
+            # Among the switch's hooks, so that it comes after all that runs in it, however the domain ends.
+            switch.on_release(_say_goodbye, link, gone)
+
+
+async def _say_goodbye(link: Link, gone: Promise[None]) -> None:
     link.close()
     await gone

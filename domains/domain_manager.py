@@ -18,6 +18,7 @@ from domains.errors import Closed
 from domains.functions import FunctionCatalogue
 from domains.identity import current
 from domains.ipc.claims import OfferedClaims
+from domains.ipc.interrupts import SentInterrupts
 from domains.job import Job
 from domains.launcher.provider import Provider
 from domains.protocol import ProtocolCodec
@@ -74,15 +75,17 @@ class DomainManager:
         if name is None:
             parent = current()
             name = f"domain-{number}" if parent.id == 0 else f"{parent.name}.{number}"
-        claims = OfferedClaims()
+        claims, interrupts = OfferedClaims(), SentInterrupts()
         try:
-            process = self._provider.launch(number, name, ProtocolCodec(), claims.descriptors())
+            descriptors = {**claims.descriptors(), **interrupts.descriptors()}
+            process = self._provider.launch(number, name, ProtocolCodec(), descriptors)
         except BaseException:
             claims.close()
+            interrupts.close()
             raise
         conversation = Conversation(process.link, self.pickling, f"domain {name!r}")
         self.references.converse(conversation)
-        handle = DomainHandle(number, name, process, conversation, claims)
+        handle = DomainHandle(number, name, process, conversation, claims, interrupts)
         self._open.add(handle)
         handle.when_ended(self._forget)
         return handle

@@ -8,6 +8,7 @@ recently used is forgotten on both sides.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,11 +22,12 @@ _MOST_KNOWN = 1024
 
 
 class Function(NamedTuple):
-    """A function ready to be sent: its number in this process, its pickle, and a name for messages."""
+    """A function ready to be sent: its number in this process, its pickle, a name for messages, and its kind."""
 
     number: int
     code: bytes
     name: str
+    is_async: bool
 
 
 def name_of(f: object) -> str:
@@ -54,7 +56,7 @@ class FunctionCatalogue:
         code = self._pickling.dumps_function(f)
         function = self._by_code.get(code)
         if function is None:
-            function = Function(next(self._numbers), code, name_of(f))
+            function = Function(next(self._numbers), code, name_of(f), inspect.iscoroutinefunction(f))
             self._by_code[code] = function
             if len(self._by_code) > _MOST_KNOWN:
                 self._by_code.popitem(last=False)

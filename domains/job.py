@@ -130,8 +130,19 @@ class Job(Generic[T]):
                 return
         self._end(Returned(value))
 
-    def raised(self, message: JobRaised, buffers: Buffers, pickling: Pickling) -> None:
-        self.fail(unpack_failure(message.data, buffers, pickling))
+    def raised(
+        self, message: JobRaised, buffers: Buffers, pickling: Pickling, reason: BaseException | None = None
+    ) -> None:
+        """It has failed; `reason` is why it was cancelled, if it was."""
+        error = unpack_failure(message.data, buffers, pickling)
+        if reason is not None and isinstance(error, asyncio.CancelledError) and not isinstance(error, Cancelled):
+            # Interrupted in code that knows no reasons, such as asyncio's.
+            cancelled = Cancelled(reason)
+            cancelled.__cause__ = error
+            error = cancelled
+        elif reason is not None and isinstance(error, Cancelled) and error.reason is None:
+            error.reason = reason
+        self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         self._end(Raised(error, error.__traceback__))

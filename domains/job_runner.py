@@ -24,9 +24,12 @@ from domains.errors import Cancelled, NotPicklable
 from domains.failures import pack_failure, unpack_failure
 from domains.functions import ReceivedFunctions, name_of
 from domains.identity import current
+from domains.interruption import Interruptions
 from domains.ipc.claims import ReceivedClaims
+from domains.ipc.interrupts import NOBODY
 from domains.protocol import (
     FULL_WEIGHT,
+    CancelHeard,
     CancelJob,
     DefineFunction,
     Finish,
@@ -77,6 +80,7 @@ class JobRunner:
         conversation: Conversation,
         switch: Switch,
         claims: ReceivedClaims,
+        interruptions: Interruptions,
         on_finished: Callable[[], object],
     ) -> None:
         self._conversation = conversation
@@ -84,6 +88,8 @@ class JobRunner:
         self._pickling = conversation.pickling
         self._switch = switch
         self._claims = claims
+        self._interruptions = interruptions
+        self._busy_with = interruptions.busy_with
         self._on_finished = on_finished
         self._functions = ReceivedFunctions(conversation.pickling)
         self._known: dict[int, _Known] = {}
@@ -126,11 +132,13 @@ class JobRunner:
 
     def _cancel(self, message: CancelJob, buffers: Buffers) -> None:
         job = message.job
+        self._interruptions.forget(job)
         reason = unpack_failure(message.reason, buffers, self._pickling)
         if job in self._running:
             scope = self._running[job]
-            if scope is not None:
-                scope.cancel(reason)
+            assert scope is not None, "while a plain job runs, no message is read"
+            self._conversation.send(CancelHeard(job))
+            scope.cancel(reason)
             return
         if job in self._received:
             del self._received[job]
@@ -150,7 +158,9 @@ class JobRunner:
         self._pump_scheduled = False
         slice_end = time.perf_counter() + _SLICE_SECONDS
         while (received := self._next()) is not None:
+            self._busy_with[0] = received.message.job
             self._start(received)
+            self._busy_with[0] = NOBODY
             if time.perf_counter() > slice_end:
                 self._schedule_pump()
                 return
@@ -214,7 +224,7 @@ class JobRunner:
             self._link.flush()  # nobody's result waits for a long job to end
         started = time.perf_counter()
         try:
-            value = _call_outside_of_the_loop(context, known.call, arguments)
+            value = self._interruptions.call(message.job, context, known.call, arguments)
         except BaseException as error:  # SystemExit too is the job's failure, not the domain's end
             seconds = time.perf_counter() - started
             known.add_run(seconds)
@@ -256,11 +266,20 @@ class JobRunner:
                 value = await call(*arguments)
             except BaseException as error:
                 self._end(message)
+                if isinstance(error, Cancelled) and self._is_ending():
+                    return  # nobody cancelled the job: it is its domain that ends, and the parent tells of that
                 self._answer_raised(message.job, error, time.perf_counter() - started, f"job {known.name!r}")
             else:
                 self._end(message)
                 self._answer_returned(message, value, time.perf_counter() - started, known.name)
         self._schedule_pump()
+
+    def _is_ending(self) -> bool:
+        try:
+            self._switch.check()
+        except Cancelled:
+            return True
+        return False
 
     def _end(self, message: StartJob) -> None:
         del self._running[message.job]
@@ -283,13 +302,3 @@ class JobRunner:
         where = f"{what} in domain {domain.name!r} (process {domain.pid})"
         payload = pack_failure(error, self._pickling, where)
         self._conversation.send(JobRaised(job, payload.data, seconds, len(payload.buffers)), payload.buffers)
-
-
-def _call_outside_of_the_loop(context: contextvars.Context, f: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Call a plain job as if no event loop ran in this thread, so that it may run one of its own."""
-    loop = asyncio.get_running_loop()
-    asyncio._set_running_loop(None)
-    try:
-        return context.run(f, *arguments)
-    finally:
-        asyncio._set_running_loop(loop)

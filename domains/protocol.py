@@ -54,6 +54,12 @@ class CancelJob(Struct, tag=4, array_like=True):
     buffers: int
 
 
+class CancelHeard(Struct, tag=18, array_like=True):
+    """The job, which runs as a fiber, was cancelled there; its answer comes when it has unwound."""
+
+    job: int
+
+
 class RevokeJobs(Struct, tag=5, array_like=True):
     """These jobs were taken back before they were claimed: drop them, answer nothing."""
 
@@ -163,6 +169,7 @@ Message = (
     | ForgetFunctions
     | StartJob
     | CancelJob
+    | CancelHeard
     | RevokeJobs
     | JobReturned
     | JobRaised

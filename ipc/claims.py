@@ -59,7 +59,7 @@ class OfferedClaims(_Claims):
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         os.set_blocking(writing, False)
-        page = _anonymous_page()
+        page = anonymous_page("domains-claims", _TOKEN_BYTES)
         super().__init__(reading, writing, page)
         self._started[0] = -1
 
@@ -98,15 +98,15 @@ class ReceivedClaims(_Claims):
         self._started[0] = job
 
 
-def _anonymous_page() -> int:
-    """A page of shared memory without a name, so that nothing is left whatever dies."""
+def anonymous_page(label: str, size_bytes: int) -> int:
+    """A page of shared memory without a name in any file system, so that nothing is left whatever dies."""
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("domains-claims", os.MFD_CLOEXEC)
+        descriptor = os.memfd_create(label, os.MFD_CLOEXEC)
     else:
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(os.close, descriptor)
-        os.ftruncate(descriptor, _TOKEN_BYTES)
+        os.ftruncate(descriptor, size_bytes)
         on_failure.pop_all()
     return descriptor

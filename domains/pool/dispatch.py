@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle
@@ -53,8 +53,9 @@ class _Member:
 class Dispatcher:
     """The queue of a pool and its domains. Starts the domains at once; belongs to the running loop."""
 
-    def __init__(self, manager: DomainManager, count: int) -> None:
+    def __init__(self, manager: DomainManager, count: int, grace: float) -> None:
         self.size = count
+        self._grace = grace
         self._manager = manager
         self._loop = asyncio.get_running_loop()
         self._queue = JobQueue()
@@ -87,10 +88,9 @@ class Dispatcher:
 
     def cancel(self, job: Job[Any], reason: BaseException) -> None:
         """End a job that nobody wants any more: at once if it waits here, else where it is."""
-        if job.state is JobState.SENT and job.weight and self._members[job.holder].load > FULL_WEIGHT:
+        if job.state is JobState.SENT and job.weight:
             # It may wait behind a long job in a domain that reads nothing: try to have it back first.
-            self._take_back([self._members[job.holder]])
-            self._schedule()
+            self._take_back(self._members[job.holder])
         if job.state is JobState.QUEUED:
             job.fail(Cancelled(reason))
             self._queue.cancelled()
@@ -148,6 +148,7 @@ class Dispatcher:
 
     def _recruit(self) -> None:
         handle = self._manager.open()
+        handle.grace_seconds = self._grace
         self._members[handle] = _Member(handle)
         handle.conversation.after_frame(self._dispatch_after_answers)
         handle.when_answered(self._answered)
@@ -222,7 +223,7 @@ class Dispatcher:
         ahead = self._jobs_ahead()
         while available and (job := queue.first()) is not None:
             if job.priority > self._sent_priority:
-                self._take_back(self._members.values())
+                self._take_back_what_is_ahead()
                 self._sent_priority = job.priority
                 continue
             weight = job.weight
@@ -269,17 +270,20 @@ class Dispatcher:
         if any(m.load < FULL_WEIGHT and m.handle.takes_jobs for m in members) and any(
             m.load > FULL_WEIGHT and m.jobs > 1 for m in members
         ):
-            self._take_back(self._members.values())
+            self._take_back_what_is_ahead()
             if len(self._queue):
                 self._dispatch_after_answers()
 
-    def _take_back(self, members: Iterable[_Member]) -> None:
-        """Have what was sent ahead to these back in the queue."""
-        taken: list[Job[Any]] = []
-        for member in members:
+    def _take_back_what_is_ahead(self) -> None:
+        for member in self._members.values():
             if member.load > FULL_WEIGHT:
-                for job in member.handle.take_back():
-                    member.load -= job.weight
-                    job.holder = None
-                    taken.append(job)
-        self._queue.put_back(taken)
+                self._take_back(member)
+
+    def _take_back(self, member: _Member) -> None:
+        """Have what this domain was sent and has not begun back in the queue."""
+        if taken := member.handle.take_back():
+            for job in taken:
+                member.load -= job.weight
+                job.holder = None
+            self._queue.put_back(taken)
+            self._schedule()

@@ -12,13 +12,14 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Literal, TypeVar, TypeVarTuple, overload
 
+from domains.domain import GRACE_SECONDS
 from domains.domain_manager import DomainManager
 from domains.errors import Closed
 from domains.job import Job
 from domains.pool.dispatch import Dispatcher
 from domains.pool.mapping import map_over
 from domains.pool.stats import PoolStats
-from domains.pool.weight import checked_weight
+from domains.pool.weight import checked_seconds, checked_weight
 from domains.scheduler import fiber
 from domains.scheduler.cancel import timeout as time_limit
 from domains.scheduler.promise import Promise
@@ -36,7 +37,9 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
     them. Raises ValueError for a `domain_count` below 1; the default is the number of cores that this process may use.
     """
 
-    def __init__(self, domain_mgr: DomainManager, *, domain_count: int | None = None) -> None:
+    def __init__(
+        self, domain_mgr: DomainManager, *, domain_count: int | None = None, grace: float = GRACE_SECONDS
+    ) -> None:
         if domain_count is None:
             domain_count = domain_mgr.default_count
         if type(domain_count) is not int:
@@ -45,13 +48,14 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
             raise ValueError(f"domain_count must be at least 1, but is {domain_count}")
         self._manager = domain_mgr
         self._count = domain_count
+        self._grace = checked_seconds("grace", grace)
         self._dispatch: Dispatcher | None = None
 
     async def __aenter__(self) -> ExecutorPool:
         fiber.check()
         if self._dispatch is not None:
             raise RuntimeError("an executor pool can be entered only once")
-        self._dispatch = Dispatcher(self._manager, self._count)
+        self._dispatch = Dispatcher(self._manager, self._count, self._grace)
         return self
 
     async def __aexit__(

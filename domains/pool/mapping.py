@@ -17,7 +17,7 @@ from domains.domain_manager import DomainManager
 from domains.errors import Cancelled
 from domains.job import Job
 from domains.pool.dispatch import Dispatcher
-from domains.scheduler import fiber
+from domains.pool.group import run_group, run_group_async
 from domains.scheduler.stream import Stream
 
 _GROUPS_PER_DOMAIN = 4
@@ -70,8 +70,8 @@ async def _map(
     buffer: int | None,
     group_size: _GroupSize,
 ) -> AsyncIterator[Any]:
-    run_group = _run_group_async if inspect.iscoroutinefunction(f) else _run_group
-    function = manager.catalogue.add(partial(run_group, f))
+    run = run_group_async if inspect.iscoroutinefunction(f) else run_group
+    function = manager.catalogue.add(partial(run, f))
     most = dispatch.size * _GROUPS_PER_DOMAIN if buffer is None else buffer
     read = _reader(xs)
     under_way: deque[tuple[Job[Any], int]] = deque()
@@ -116,14 +116,6 @@ async def _map(
             job.cancel(Cancelled())
         for job in sizes:
             await job.ended()
-
-
-def _run_group(f: Callable[[Any], Any], items: list[Any]) -> list[Any]:
-    return [f(item) for item in items]
-
-
-async def _run_group_async(f: Callable[[Any], Awaitable[Any]], items: list[Any]) -> list[Any]:
-    return await fiber.map(f, items)
 
 
 def _reader(xs: Iterable[Any] | AsyncIterable[Any]) -> Callable[[int], Awaitable[list[Any]]]:

@@ -1,4 +1,4 @@
-"""Weights: the share of a core that a job is expected to use, checked at the edge, integers inside."""
+"""Numbers that users hand over, checked at the edge: weights, which are integers inside, and durations."""
 
 from __future__ import annotations
 
@@ -22,3 +22,12 @@ def checked_weight(weight: object) -> int:
         kind = "not a number" if math.isnan(number) else f"{weight!r}"
         raise ValueError(f"weight must be from 0.0 to 1.0, but is {kind}")
     return max(round(number * FULL_WEIGHT), 1) if number else 0
+
+
+def checked_seconds(name: str, seconds: object) -> float:
+    """A user's duration. Raises TypeError for what is no number, ValueError for NaN and below zero."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {type(seconds).__name__} {seconds!r}")
+    if not seconds >= 0:
+        raise ValueError(f"{name} must be at least 0 seconds, but is {seconds!r}")
+    return float(seconds)
