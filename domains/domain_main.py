@@ -23,8 +23,10 @@ from domains.protocol import ProtocolCodec, Ready
 from domains.references.promise import PromiseKind, ResolverKind
 from domains.references.registry import References
 from domains.scheduler.promise import Promise
-from domains.scheduler.run import run
+from domains.scheduler.run import event_loop_factory, run
 from domains.scheduler.switch import Switch
+
+event_loop_factory()  # imported here, the loop is in the launcher's image, and no domain has to wait for it
 
 
 def become_domain(birth: Birth, descriptors: Mapping[str, int]) -> int:

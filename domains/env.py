@@ -6,12 +6,20 @@ Code that takes only what it is handed can be tested with stand-ins, and cannot 
 from __future__ import annotations
 
 import dataclasses
-import random
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from domains.domain_manager import DomainManager
 from domains.scheduler.clock import Clock
+
+if TYPE_CHECKING:
+    import random
+
+
+def _system_random() -> random.Random:
+    import random  # slow to import, and most programs do not need it
+
+    return random.SystemRandom()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,4 +31,4 @@ class Environment:
     stdin: TextIO = dataclasses.field(default_factory=lambda: sys.stdin)
     stdout: TextIO = dataclasses.field(default_factory=lambda: sys.stdout)
     stderr: TextIO = dataclasses.field(default_factory=lambda: sys.stderr)
-    random: random.Random = dataclasses.field(default_factory=random.SystemRandom)
+    random: random.Random = dataclasses.field(default_factory=_system_random)

@@ -16,7 +16,6 @@ import contextlib
 import mmap
 import os
 import struct
-import tempfile
 from collections.abc import Iterable, Mapping
 
 _TOKEN_BYTES = 8
@@ -103,6 +102,8 @@ def anonymous_page(label: str, size_bytes: int) -> int:
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create(label, os.MFD_CLOEXEC)
     else:
+        import tempfile  # slow to import, and not needed on Linux
+
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     with contextlib.ExitStack() as on_failure:

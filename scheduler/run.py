@@ -19,20 +19,25 @@ from domains.scheduler.context import Context, FiberTask
 from domains.scheduler.dump import dump_to_stderr
 from domains.scheduler.switch import Switch
 
-__all__ = ["new_event_loop", "run"]
+__all__ = ["event_loop_factory", "new_event_loop", "run"]
 
 T = TypeVar("T")
 
 _TERMINATED = 128 + signal.SIGTERM
 
 
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's loop where it is installed, else asyncio's own."""
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes uvloop's loops where it is installed, else asyncio's own."""
     try:
         uvloop: Any = importlib.import_module("uvloop")
     except ImportError:
-        return asyncio.new_event_loop()
-    return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
+        return asyncio.new_event_loop
+    return cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's loop where it is installed, else asyncio's own."""
+    return event_loop_factory()()
 
 
 def run(

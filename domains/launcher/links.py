@@ -11,7 +11,6 @@ import itertools
 import os
 import shutil
 import socket
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,6 +22,10 @@ from domains.ipc.socketpair import SocketPairLink, open_pair
 
 if TYPE_CHECKING:
     from domains.ipc.zeromq import ZeroMQContext
+
+
+_LONGEST_DIRECTORY = 90
+"""A socket's whole path has room for 103 bytes on macOS, 107 on Linux, and its name in the directory is a number."""
 
 
 class Offer(NamedTuple):
@@ -144,7 +147,13 @@ class ZeroMQKind(LinkKind):
 
     def _open_directory(self) -> str:
         if self._directory is None:
-            self._directory = tempfile.mkdtemp(prefix=f"domains-{os.getpid()}-")  # mode 0700
+            import tempfile  # slow to import, and most programs do not need it
+
+            prefix = f"domains-{os.getpid()}-"
+            self._directory = tempfile.mkdtemp(prefix=prefix)  # mode 0700
+            if len(os.fsencode(self._directory)) > _LONGEST_DIRECTORY:
+                os.rmdir(self._directory)
+                self._directory = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
         return self._directory
 
 

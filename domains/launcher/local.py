@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 
@@ -30,17 +28,11 @@ from domains.launcher.control import (
 )
 from domains.launcher.links import LinkKind
 from domains.launcher.provider import DomainProcess, Ending, Provider
+from domains.launcher.warm import LauncherProcess
 from domains.scheduler.cancel import move_on_after, protect
 from domains.scheduler.promise import Promise
 
 _CLOSING_SECONDS = 5.0
-
-_BOOT = (
-    "import sys; fd = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; sys.argv[:] = ['']\n"
-    "from domains.launcher.process import main\n"
-    "from domains.domain_main import become_domain\n"
-    "main(fd, become_domain)\n"
-)
 
 
 class LocalProcess(DomainProcess):
@@ -75,29 +67,9 @@ class LocalProcess(DomainProcess):
 class _LauncherConnection:
     """One launcher process, from its start to its end, and the domains that it has forked."""
 
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        try:
-            path = [entry or os.getcwd() for entry in sys.path]
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
-                    "-c",
-                    _BOOT,
-                    str(theirs.fileno()),
-                    *path,
-                ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # the terminal's Ctrl-C is for the parent, which tells the domains
-            )
-        except OSError as error:
-            ours.close()
-            raise DomainUnavailable(f"the launcher process could not be started: {error}") from error
-        finally:
-            theirs.close()
-        self._control = ControlSocket(ours)
+    def __init__(self, launcher: LauncherProcess) -> None:
+        self.process = launcher.process
+        self._control = ControlSocket(launcher.take())
         self._loop = asyncio.get_running_loop()
         self._processes: dict[int, LocalProcess] = {}
         self._loop.add_reader(self._control.fileno(), self._read)
@@ -166,10 +138,11 @@ class _LauncherConnection:
 
 
 class LocalProvider(Provider):
-    """Starts domains on this machine, over the given kind of link."""
+    """Starts domains on this machine over the given kind of link, by a launcher that runs already or by a new one."""
 
-    def __init__(self, kind: LinkKind) -> None:
+    def __init__(self, kind: LinkKind, launcher: LauncherProcess | None = None) -> None:
         self._kind = kind
+        self._launcher = launcher
         self._connection: _LauncherConnection | None = None
 
     def launch(self, domain: int, name: str, codec: Codec, descriptors: Mapping[str, int]) -> DomainProcess:
@@ -196,14 +169,14 @@ class LocalProvider(Provider):
 
     def _connect(self) -> _LauncherConnection:
         if self._connection is None or self._connection.gone:
-            self._connection = _LauncherConnection()
+            launcher, self._launcher = self._launcher, None
+            try:
+                self._connection = _LauncherConnection(launcher or LauncherProcess())
+            except OSError as error:
+                raise DomainUnavailable(f"the launcher process could not be started: {error}") from error
             if paths := self._kind.remains():
                 self._connection.send(Remove(paths))
         return self._connection
-
-    def warm_up(self) -> None:
-        """Start the launcher now, so that it is ready when the first domain is asked for."""
-        self._connect()
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None

@@ -11,13 +11,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import random
 import select
 import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -37,6 +35,7 @@ from domains.launcher.control import (
 PARTING_SECONDS = 0.3
 """How long domains may unwind by themselves after their parent has gone, before they are killed."""
 
+_LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 _CRASH_BYTES = 1 << 16
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -142,12 +141,12 @@ class Launcher:
 
 def main(control_descriptor: int, become_domain: Callable[[Birth, dict[str, int]], int]) -> NoReturn:
     """Run the launcher over an inherited socket; in each forked process, run a domain. Never returns."""
-    # The terminal's signals are the parent's business; the domains hear from it.
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    # What a terminal or a service manager sends to everybody is the parent's business; the domains hear from it.
+    for number in _LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
     set_parent_death_signal = _find_parent_death_signal()
-    gc.collect()
     gc.freeze()  # what is here now never becomes garbage: collecting would only unshare its pages
+    gc.enable()
     launcher = Launcher(ControlSocket(socket.socket(fileno=control_descriptor)))
     launcher_pid = os.getpid()
     born = launcher.serve()
@@ -167,14 +166,14 @@ def _reset_process(launcher: Launcher, birth: Birth, crash: int) -> None:
     import faulthandler  # a domain's, not the launcher's
 
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGQUIT, signal.SIGHUP):
+    for number in (signal.SIGCHLD, *_LEFT_TO_PARENT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     launcher.disown()
     faulthandler.enable(file=crash)
-    random.seed()
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
+    for module in ("random", "numpy.random"):
+        if module in sys.modules:
+            sys.modules[module].seed()
     sys.path[:] = birth.sys_path
     sys.argv[:] = birth.argv
     try:
@@ -200,6 +199,8 @@ def _anonymous_file() -> int:
     """A file without a name, so that nothing is left whatever dies."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("domains-crash", os.MFD_CLOEXEC)
+    import tempfile  # slow to import, and not needed on Linux
+
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 

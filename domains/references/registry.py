@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import secrets
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -79,7 +79,7 @@ class References:
     """One process's share in the objects that several domains know. Belongs to one loop and its thread."""
 
     def __init__(self, kinds: Iterable[Kind]) -> None:
-        self.address = secrets.randbits(63)
+        self.address = _random_number()
         self.kinds = {kind.name: kind for kind in kinds}
         self.pickling = ReferencePickling(self)
         self.exports: dict[int, Export] = {}
@@ -196,7 +196,7 @@ class References:
     def _export(self, target: Any, kind: Kind) -> Export:
         export = self._by_identity.get(id(target))
         if export is None:
-            export = Export(secrets.randbits(63), target, kind.name)
+            export = Export(_random_number(), target, kind.name)
             self.exports[export.number] = self._by_identity[id(target)] = export
         return export
 
@@ -332,3 +332,8 @@ def _open(name: str, home: int, number: int, issuer: int, hold: int, label: Any)
             "this pickle holds references to objects of other domains, and can only be opened by domains"
         )
     return _opening[-1].open(name, home, number, issuer, hold, label)
+
+
+def _random_number() -> int:
+    """63 bits that nobody can guess."""
+    return int.from_bytes(os.urandom(8), "little") >> 1

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, TypeVar, overload
+from typing import Any
 
 from domains.cores import recommended_domain_count
 from domains.domain_manager import DomainManager
 from domains.env import Environment
 from domains.launcher.links import kind_called
 from domains.launcher.local import LocalProvider
+from domains.launcher.warm import LauncherProcess
 from domains.scheduler.cancel import protect
 from domains.scheduler.clock import Clock
 from domains.scheduler.run import run as run_scheduler
 
-T = TypeVar("T")
-Link = Literal["auto", "socketpair", "zmq"]
 
-
-@overload
-def run(main: Callable[[Environment], Awaitable[T]], *, domains: int | None = None, link: Link = "auto") -> T: ...
-@overload
-def run(main: Callable[[], Awaitable[T]], *, domains: int | None = None, link: Link = "auto") -> T: ...
-def run(main: Callable[..., Awaitable[Any]], *, domains: int | None = None, link: Link = "auto") -> Any:
-    """Call `await main(env)`, or `await main()` if it takes no argument, and return its result.
-
-    `domains` is how many domains a pool has that does not say; by default `recommended_domain_count()`. `link` is the
-    kind of link to them: "auto" takes the fastest. Ctrl-C cancels the program once, and raises KeyboardInterrupt here
-    when it has unwound; a second one ends it at once. Raises RuntimeError inside a running event loop.
-    """
-    if domains is not None and (type(domains) is not int or domains < 1):
-        raise ValueError(f"domains must be None or an int of at least 1, but is {domains!r}")
+def run_program(
+    main: Callable[..., Awaitable[Any]], launcher: LauncherProcess | None, domains: int | None, link: str
+) -> Any:
+    """Call `main` as `run` describes, with domains from this launcher."""
     kind = kind_called("socketpair" if link == "auto" else link)
     takes_environment = _takes_environment(main)
 
     async def root() -> Any:
-        manager = DomainManager(LocalProvider(kind), domains or recommended_domain_count())
+        manager = DomainManager(LocalProvider(kind, launcher), domains or recommended_domain_count())
         try:
             if takes_environment:
                 return await main(Environment(manager, Clock()))

@@ -1,0 +1,66 @@
+"""A launcher process from outside: started here, and imports while its parent does.
+
+Light on purpose: it imports nothing that a program would have to wait for before the launcher is on its way.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+__all__ = ["LauncherProcess"]
+
+_BOOT = (
+    "import gc, sys; gc.disable()\n"  # the launcher enables it; until then there is no garbage to speak of
+    "fd = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; sys.argv[:] = ['']\n"
+    "from domains.launcher.process import main\n"
+    "from domains.domain_main import become_domain\n"
+    "main(fd, become_domain)\n"
+)
+
+
+class LauncherProcess:
+    """A running launcher and the socket to it. Idle -> Taken, by the one who talks to it and sees to its end.
+
+    Raises OSError if it cannot be started.
+    """
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        try:
+            path = [entry or os.getcwd() for entry in sys.path]
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+                    "-c",
+                    _BOOT,
+                    str(theirs.fileno()),
+                    *path,
+                ],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # the terminal's Ctrl-C is for the parent, which tells the domains
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._socket: socket.socket | None = ours
+
+    def take(self) -> socket.socket:
+        """The socket, and with it the duty to see to the process's end."""
+        taken, self._socket = self._socket, None
+        assert taken is not None, "a launcher is taken once"
+        return taken
+
+    def close(self) -> None:
+        """End a launcher that nobody has taken: it has no domains yet."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            self.process.kill()
+            self.process.wait()

@@ -1,0 +1,44 @@
+"""The way into a program: `run` starts the launcher process first, and only then imports what the program runs on.
+
+So the launcher, which has to import the same, does it at the same time on another core: without this the first result
+of a domain comes half as late again. Everything heavy is therefore imported inside `run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from domains.launcher.warm import LauncherProcess
+
+if TYPE_CHECKING:
+    from domains.env import Environment
+
+T = TypeVar("T")
+Link = Literal["auto", "socketpair", "zmq"]
+
+
+@overload
+def run(main: Callable[[Environment], Awaitable[T]], *, domains: int | None = None, link: Link = "auto") -> T: ...
+@overload
+def run(main: Callable[[], Awaitable[T]], *, domains: int | None = None, link: Link = "auto") -> T: ...
+def run(main: Callable[..., Awaitable[Any]], *, domains: int | None = None, link: Link = "auto") -> Any:
+    """Call `await main(env)`, or `await main()` if it takes no argument, and return its result.
+
+    `domains` is how many domains a pool has that does not say; by default `recommended_domain_count()`. `link` is the
+    kind of link to them: "auto" takes the fastest. Ctrl-C cancels the program once, and raises KeyboardInterrupt here
+    when it has unwound; a second one ends it at once. Raises RuntimeError inside a running event loop.
+    """
+    if domains is not None and (type(domains) is not int or domains < 1):
+        raise ValueError(f"domains must be None or an int of at least 1, but is {domains!r}")
+    launcher = None
+    with contextlib.suppress(OSError):  # whoever needs it tries again, and is told
+        launcher = LauncherProcess()
+    try:
+        from domains.program import run_program
+
+        return run_program(main, launcher, domains, link)
+    finally:
+        if launcher is not None:
+            launcher.close()
