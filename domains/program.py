@@ -22,12 +22,12 @@ def run_program(
 ) -> Any:
     """Call `main` as `run` describes, with domains from this launcher."""
     kind = kind_called("socketpair" if link == "auto" else link)
-    takes_environment = _takes_environment(main)
+    with_environment = takes_environment(main)
 
     async def root() -> Any:
         manager = DomainManager(LocalProvider(kind, launcher), domains or recommended_domain_count())
         try:
-            if takes_environment:
+            if with_environment:
                 return await main(Environment(manager, Clock()))
             return await main()
         finally:
@@ -37,7 +37,8 @@ def run_program(
     return run_scheduler(root)
 
 
-def _takes_environment(main: Callable[..., Any]) -> bool:
+def takes_environment(main: Callable[..., Any]) -> bool:
+    """Whether a program's main function has a positional parameter."""
     try:
         parameters = inspect.signature(main).parameters.values()
     except (TypeError, ValueError):
