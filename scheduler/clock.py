@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from typing import Any
 
 from domains.scheduler.suspend import Suspension, suspend
 from domains.scheduler.timers import set_timer
@@ -21,24 +22,41 @@ async def sleep(seconds: float) -> None:
 
     Raises ValueError for NaN, and Cancelled as soon as the context is cancelled.
     """
-    await sleep_until(asyncio.get_running_loop().time() + seconds)
+    if seconds > 0:
+        deadline = asyncio.get_running_loop().time() + seconds
+        await suspend(_begin, "sleep", deadline)
+    elif math.isnan(seconds):
+        raise _not_a_number()
+    else:
+        await yield_now()
 
 
 async def sleep_until(deadline: float) -> None:
     """Wait until the loop's clock shows `deadline`, in seconds; else as `sleep`."""
-    if math.isnan(deadline):
-        raise ValueError("how long to sleep must be a number of seconds, but is NaN")
-    if deadline <= asyncio.get_running_loop().time():
+    if deadline > asyncio.get_running_loop().time():
+        await suspend(_begin, "sleep", deadline)
+    elif math.isnan(deadline):
+        raise _not_a_number()
+    else:
         await yield_now()
-        return
 
-    def begin(suspension: Suspension[None]) -> Callable[[Suspension[None]], object] | None:
-        if deadline == math.inf:
-            return None
-        timer = set_timer(deadline, _wake, suspension)
-        return lambda _: timer.cancel()
 
-    await suspend(begin, "sleep", deadline)
+def _not_a_number() -> ValueError:
+    return ValueError("how long to sleep must be a number of seconds, but is NaN")
+
+
+def _begin(suspension: Suspension[None]) -> Callable[[Suspension[None]], object] | None:
+    deadline: Any = suspension.target
+    if deadline == math.inf:
+        return None
+    # The one wait that programs have by the hundred thousand: no closure, no bound method.
+    suspension.target = set_timer(deadline, _wake, suspension)
+    return _stop
+
+
+def _stop(suspension: Suspension[None]) -> None:
+    timer: Any = suspension.target
+    timer.cancel()
 
 
 def _wake(suspension: Suspension[None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from time import monotonic_ns
+from time import monotonic
 from types import FrameType
 from typing import Any, NamedTuple, TextIO
 
@@ -74,7 +74,7 @@ def report(fiber: Fiber) -> FiberReport:
         switch=_switch_of(fiber.context),
         operation=None if suspension is None else suspension.operation,
         target=None if suspension is None else suspension.target,
-        seconds=None if suspension is None else (monotonic_ns() - suspension.since) / 1e9,
+        seconds=None if suspension is None else monotonic() - suspension.since,
         file=None if frame is None else frame.f_code.co_filename,
         line=None if frame is None else frame.f_lineno,
     )

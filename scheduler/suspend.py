@@ -11,10 +11,13 @@ import asyncio
 import types
 from asyncio import CancelledError
 from collections.abc import Callable, Generator
-from time import monotonic_ns
-from typing import Any, Generic, TypeVar, cast
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from domains.scheduler.context import Cancellation, Fiber, current_fiber
+
+if TYPE_CHECKING:
+    from typing import AwaitableGenerator
 
 __all__ = ["Suspension", "suspend"]
 
@@ -24,19 +27,17 @@ _running_loop = asyncio._get_running_loop
 
 
 class Suspension(Generic[T]):
-    """One wait. `operation` and `target` say what for, `since` when it began, in ns of the monotonic clock."""
+    """One wait. `operation` and `target` say what for, `since` when it began, in seconds of the monotonic clock."""
 
     __slots__ = ("_future", "_withdraw", "fiber", "is_protected", "operation", "since", "target")
 
-    def __init__(
-        self, fiber: Fiber, future: asyncio.Future[T], operation: str, target: object, is_protected: bool
-    ) -> None:
+    def __init__(self, fiber: Fiber, operation: str, target: object, is_protected: bool) -> None:
         self.fiber = fiber
         self.operation = operation
         self.target = target
         self.is_protected = is_protected
-        self.since = monotonic_ns()
-        self._future = future
+        self.since = monotonic()
+        self._future: asyncio.Future[T] = cast("asyncio.AbstractEventLoop", _running_loop()).create_future()
         self._withdraw: Callable[[Suspension[T]], object] | None = None
 
     def resume(self, value: T) -> bool:
@@ -83,16 +84,30 @@ class Suspension(Generic[T]):
                 self._withdraw(self)
             future.set_exception(cancellation.tell(self.fiber))
 
+    def is_overtaken_by(self, error: CancelledError) -> bool:
+        """Whether this error, which came instead of the outcome, is no part of it, and the outcome comes first."""
+        future = self._future
+        if future.cancelled():  # by a foreign `task.cancel()`, while it waited
+            if self._withdraw is not None:
+                self._withdraw(self)
+            return False
+        if future.exception() is error:
+            return False
+        # A foreign cancel hit after the wait was completed: asyncio raises it again at the fiber's next wait.
+        task = self.fiber.task()
+        task.uncancel()
+        task.cancel(*error.args[:1])
+        return True
 
-@types.coroutine
+
 def suspend(
     begin: Callable[[Suspension[T]], Callable[[Suspension[T]], object] | None],
     operation: str,
     target: object = None,
     *,
     protected: bool = False,
-) -> Generator[Any, Any, T]:
-    """Wait until the suspension that is handed to `begin` is resumed, and return the value.
+) -> AwaitableGenerator[Any, Any, T, Any]:
+    """Wait until the suspension that is handed to `begin` is resumed, and return the value: `await suspend(...)`.
 
     `begin(suspension)` is called at once. It registers the suspension where somebody will resume it, or resumes it
     itself, and then there is no switch to another fiber. What it returns is called with the suspension, once, if the
@@ -106,36 +121,25 @@ def suspend(
         cancellation = fiber.context.cancellation
         if cancellation is not None:
             raise cancellation.tell(fiber)
-    future: asyncio.Future[T] = cast("asyncio.AbstractEventLoop", _running_loop()).create_future()
-    suspension = Suspension(fiber, future, operation, target, protected)
-    withdraw = begin(suspension)
-    if future.done():
-        return future.result()
-    suspension._withdraw = withdraw
-    fiber.suspension = suspension
+    suspension: Suspension[T] = Suspension(fiber, operation, target, protected)
+    suspension._withdraw = begin(suspension)
+    return _wait(suspension)
+
+
+@types.coroutine
+def _wait(suspension: Suspension[T]) -> Generator[Any, Any, T]:
+    """The part of `suspend` that lasts: its frame is kept for as long as the fiber waits, and so it is small."""
+    suspension.fiber.suspension = suspension
     try:
-        return (yield from future)
+        return (yield from suspension._future)
     except CancelledError as error:
-        return _interrupted(suspension, future, error)
+        if suspension.is_overtaken_by(error):
+            return suspension._future.result()
+        raise
     finally:
-        fiber.suspension = None
-        if protected:
-            fiber.tell_soon()
-
-
-def _interrupted(suspension: Suspension[T], future: asyncio.Future[T], error: CancelledError) -> T:
-    """A CancelledError came instead of the result: tell a completed wait from a cancelled one."""
-    if future.cancelled():  # by a foreign `task.cancel()`, while it waited
-        if suspension._withdraw is not None:
-            suspension._withdraw(suspension)
-        raise error
-    failure = future.exception()
-    if failure is not error:
-        # A foreign cancel hit after the wait was completed. The result comes first; asyncio raises the
-        # cancellation again at the fiber's next wait.
-        task = suspension.fiber.task()
-        task.uncancel()
-        task.cancel(*error.args[:1])
-    if failure is not None:
-        raise failure
-    return future.result()
+        suspension.fiber.suspension = None
+        if suspension.is_protected:
+            suspension.fiber.tell_soon()
+        # What is raised here holds this frame: a frame that held the future, which holds what is raised, would make
+        # a cycle of each failed wait, and of many cancelled at once a long stop for the garbage collector.
+        del suspension

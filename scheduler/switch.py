@@ -234,6 +234,7 @@ class Switch:
         try:
             self._begin(fiber)
             result = f(*args)
+            del f, args  # they are f's own now: it may let go of them
             if type(result) is CoroutineType or _is_awaitable(result):
                 await result
         except BaseException as error:
@@ -269,6 +270,7 @@ class Switch:
         try:
             self._begin(fiber)
             result = f(*args)
+            del f, args
             if type(result) is CoroutineType or _is_awaitable(result):
                 result = await result
         except BaseException as error:
@@ -341,6 +343,7 @@ class Switch:
         try:
             self._begin(fiber)
             result = f(*args)
+            del f, args
             if type(result) is CoroutineType or _is_awaitable(result):
                 await result
         except BaseException as error:

@@ -22,12 +22,16 @@ _SWEEP_AT_LEAST = 64
 class Timer:
     """A call that is due at `deadline`. Set -> Done, when it was called or cancelled."""
 
-    __slots__ = ("_argument", "_callback", "_timers")
+    __slots__ = ("_argument", "_callback", "_timers", "deadline")
 
-    def __init__(self, timers: _Timers, callback: Callable[[Any], object], argument: Any) -> None:
+    def __init__(self, timers: _Timers, deadline: float, callback: Callable[[Any], object], argument: Any) -> None:
         self._timers = timers
+        self.deadline = deadline
         self._callback: Callable[[Any], object] | None = callback
         self._argument = argument
+
+    def __repr__(self) -> str:
+        return f"<timer due at {self.deadline:.3f} s of its loop's clock>"
 
     def cancel(self) -> None:
         """Do not call; nothing happens if it was called or cancelled before."""
@@ -61,7 +65,7 @@ class _Timers:
         self._wake_at = float("inf")
 
     def set(self, deadline: float, callback: Callable[[Any], object], argument: Any) -> Timer:
-        timer = Timer(self, callback, argument)
+        timer = Timer(self, deadline, callback, argument)
         heapq.heappush(self._heap, (deadline, next(self._sequence), timer))
         if deadline < self._wake_at:
             self._arm(deadline)
