@@ -29,7 +29,9 @@ from domains.protocol import (
     ForgetFunctions,
     JobRaised,
     JobReturned,
+    LendWeight,
     Ready,
+    RegainWeight,
     RevokeJobs,
 )
 from domains.scheduler.cancel import move_on_after, protect
@@ -94,6 +96,7 @@ class DomainHandle:
         self._link_open = True
         self._functions = SentFunctions()
         self._when_answered: Callable[[Job[Any], float], None] | None = None
+        self._when_lent: Callable[[Job[Any], bool], None] | None = None
         self._when_ended: list[Callable[[DomainHandle], None]] = []
         self._last_words: asyncio.TimerHandle | None = None
         self._cancelling: dict[int, _Cancelling] = {}
@@ -103,6 +106,8 @@ class DomainHandle:
         conversation.handle(JobReturned, self._returned)
         conversation.handle(JobRaised, self._raised)
         conversation.handle(CancelHeard, self._cancel_heard)
+        conversation.handle(LendWeight, lambda message, _: self._weight_lent(message.job, True))
+        conversation.handle(RegainWeight, lambda message, _: self._weight_lent(message.job, False))
         conversation.when_gone(self._link_gone)
         conversation.start()
         process.when_ended(self._process_ended)
@@ -123,6 +128,11 @@ class DomainHandle:
         """Call `callback(job, seconds)` for each job that this domain answers."""
         assert self._when_answered is None
         self._when_answered = callback
+
+    def when_lent(self, callback: Callable[[Job[Any], bool], None]) -> None:
+        """Call `callback(job, True)` when a running job's weight is lent, and with False when it is back."""
+        assert self._when_lent is None
+        self._when_lent = callback
 
     def start(self, jobs: Iterable[Job[Any]]) -> None:
         """Send jobs, having offered the tickets of those with a weight. Raises Closed or DomainDied."""
@@ -283,6 +293,10 @@ class DomainHandle:
 
     def _ready(self, message: Ready, _: Buffers) -> None:
         self.was_ready = True
+
+    def _weight_lent(self, ticket: int, lent: bool) -> None:
+        if self._when_lent is not None:
+            self._when_lent(self.jobs[ticket], lent)
 
     def _returned(self, message: JobReturned, buffers: Buffers) -> None:
         job = self.jobs.pop(message.job)

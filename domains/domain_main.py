@@ -20,7 +20,7 @@ from domains.job_runner import JobRunner
 from domains.launcher.control import Birth
 from domains.launcher.links import kind_called
 from domains.protocol import ProtocolCodec, Ready
-from domains.references.promise import PromiseKind, ResolverKind
+from domains.references.kinds import kinds
 from domains.references.registry import References
 from domains.scheduler.promise import Promise
 from domains.scheduler.run import event_loop_factory, run
@@ -56,7 +56,7 @@ async def serve(link: Link, claims: ReceivedClaims, interruptions: Interruptions
     finished, finish = Promise[None].create(f"the end of domain {name}")
     gone, go = Promise[None].create("the end of the link to the parent")
     async with Switch(name=f"domain {name}") as switch:
-        references = References([PromiseKind(), ResolverKind()])
+        references = References(kinds())
         conversation = Conversation(link, references.pickling, "the parent")
 
         def parent_gone(_: ConnectionLost | None) -> None:

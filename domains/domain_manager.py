@@ -22,7 +22,7 @@ from domains.ipc.interrupts import SentInterrupts
 from domains.job import Job
 from domains.launcher.provider import Provider
 from domains.protocol import ProtocolCodec
-from domains.references.promise import PromiseKind, ResolverKind
+from domains.references.kinds import kinds
 from domains.references.registry import References
 from domains.scheduler import fiber
 from domains.scheduler.suspend import Suspension, suspend
@@ -39,7 +39,7 @@ class DomainManager:
 
     def __init__(self, provider: Provider, default_count: int) -> None:
         self.default_count = default_count
-        self.references = References([PromiseKind(), ResolverKind()])
+        self.references = References(kinds())
         self.pickling = self.references.pickling
         self.catalogue = FunctionCatalogue(self.pickling)
         self._provider = provider

@@ -54,16 +54,20 @@ class FunctionCatalogue:
         if not callable(f):
             raise TypeError(f"a job must be a function, not {type(f).__name__} {f!r}")
         code = self._pickling.dumps_function(f)
+        function = self.add_pickled(code, name_of(f), inspect.iscoroutinefunction(f))
+        if plain and goes_by_name(f):
+            self._by_identity[f] = function
+        return function
+
+    def add_pickled(self, code: bytes, name: str, is_async: bool) -> Function:
+        """A function that was pickled before, perhaps elsewhere."""
         function = self._by_code.get(code)
         if function is None:
-            function = Function(next(self._numbers), code, name_of(f), inspect.iscoroutinefunction(f))
-            self._by_code[code] = function
+            function = self._by_code[code] = Function(next(self._numbers), code, name, is_async)
             if len(self._by_code) > _MOST_KNOWN:
                 self._by_code.popitem(last=False)
         else:
             self._by_code.move_to_end(code)
-        if plain and goes_by_name(f):
-            self._by_identity[f] = function
         return function
 
 

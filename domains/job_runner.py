@@ -27,6 +27,8 @@ from domains.identity import current
 from domains.interruption import Interruptions
 from domains.ipc.claims import ReceivedClaims
 from domains.ipc.interrupts import NOBODY
+from domains.lending import Loan
+from domains.lending import begin as begin_loan
 from domains.protocol import (
     FULL_WEIGHT,
     CancelHeard,
@@ -36,6 +38,8 @@ from domains.protocol import (
     ForgetFunctions,
     JobRaised,
     JobReturned,
+    LendWeight,
+    RegainWeight,
     RevokeJobs,
     StartJob,
 )
@@ -99,6 +103,7 @@ class JobRunner:
         self._at_once: deque[_Received] = deque()
         self._running: dict[int, CancelScope | None] = {}
         self._weight = 0
+        self._lent: set[int] = set()  # running jobs whose weight does not count at the moment
         self._finishing = False
         self._pump_scheduled = False
         self._base = contextvars.copy_context()
@@ -259,6 +264,8 @@ class JobRunner:
         call: Callable[..., Any],
         arguments: tuple[Any, ...],
     ) -> None:
+        if message.weight:
+            begin_loan(Loan(self, message.job, message.weight))
         started = time.perf_counter()
         with scope:
             try:
@@ -283,7 +290,26 @@ class JobRunner:
 
     def _end(self, message: StartJob) -> None:
         del self._running[message.job]
-        self._weight -= message.weight
+        if message.job in self._lent:
+            self._lent.discard(message.job)
+        else:
+            self._weight -= message.weight
+
+    def lend(self, job: int, weight: int) -> None:
+        """A job waits for others that it has submitted."""
+        if job not in self._running:
+            return  # it was a task that outlives its job
+        self._lent.add(job)
+        self._weight -= weight
+        self._conversation.send(LendWeight(job))
+        self._schedule_pump()
+
+    def regain(self, job: int, weight: int) -> None:
+        """What it has submitted has ended. If it has ended itself meanwhile, its weight is gone already."""
+        if job in self._lent:
+            self._lent.discard(job)
+            self._weight += weight
+            self._conversation.send(RegainWeight(job))
 
     def _answer_returned(self, message: StartJob, value: object, seconds: float, name: str) -> None:
         if value is None:

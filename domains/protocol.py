@@ -154,6 +154,60 @@ class ResolvePromise(Struct, tag=17, array_like=True, gc=False):
     buffers: int
 
 
+class LendWeight(Struct, tag=19, array_like=True, gc=False):
+    """From a domain to its parent: the job waits for jobs that it has submitted, and its weight is free meanwhile."""
+
+    job: int
+
+
+class RegainWeight(Struct, tag=20, array_like=True, gc=False):
+    """The job, whose weight was lent, runs on."""
+
+    job: int
+
+
+class SubmitJob(Struct, tag=21, array_like=True, gc=False):
+    """To a pool's home: run a function there, as `StartJob` says; the sender numbers its jobs."""
+
+    to: int
+    sender: int
+    number: int
+    job: int
+    code: bytes
+    name: str
+    is_async: bool
+    data: bytes
+    weight: int
+    priority: int
+    retries: int
+    variables: bytes
+    buffers: int
+
+
+class CancelSubmitted(Struct, tag=22, array_like=True):
+    """To a pool's home: the sender does not want that job's result any more."""
+
+    to: int
+    sender: int
+    number: int
+    job: int
+    reason: bytes
+    buffers: int
+
+
+class SubmittedEnded(Struct, tag=23, array_like=True, gc=False):
+    """From a pool's home: what a submitted job came to, as in `JobReturned` or `JobRaised`."""
+
+    to: int
+    sender: int
+    number: int
+    job: int
+    failed: bool
+    data: bytes
+    seconds: float
+    buffers: int
+
+
 class Ready(Struct, tag=12, array_like=True):
     """From a domain to its parent: it runs, and takes jobs."""
 
@@ -181,6 +235,11 @@ Message = (
     | WatchPromise
     | PromiseResolved
     | ResolvePromise
+    | LendWeight
+    | RegainWeight
+    | SubmitJob
+    | CancelSubmitted
+    | SubmittedEnded
     | Ready
     | Finish
 )

@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle
-from domains.domain_manager import DomainManager
 from domains.errors import Cancelled, Closed, DomainsError, DomainUnavailable
 from domains.job import Job, JobState
 from domains.pool.queue import JobQueue
@@ -23,6 +22,9 @@ from domains.protocol import FULL_WEIGHT
 from domains.scheduler.cancel import protect
 from domains.scheduler.promise import Promise
 from domains.scheduler.switch import Switch
+
+if TYPE_CHECKING:
+    from domains.domain_manager import DomainManager
 
 _AHEAD_SECONDS = 0.002
 """How much work is sent ahead to a busy domain: more than a turn of the parent's loop takes."""
@@ -34,15 +36,31 @@ _MOST_FALSE_STARTS = 3
 """After so many domains in a row that ended before they were ready, the pool gives up."""
 
 
+class Submissions(Protocol):
+    """Where a pool's jobs go: the `Dispatcher` at its home, or what stands for that elsewhere."""
+
+    size: int
+
+    @property
+    def closed(self) -> DomainsError | None:
+        """Why no job may be submitted any more, or None."""
+
+    def push(self, job: Job[Any], /) -> None: ...
+    def cancel(self, job: Job[Any], reason: BaseException, /) -> None: ...
+    def job_ended(self, job: Job[Any], /) -> None: ...
+    def stats(self) -> PoolStats: ...
+
+
 class _Member:
     """One place in the pool: the domain that holds it now, and the weights of all jobs which that domain has."""
 
-    __slots__ = ("batch", "handle", "load", "waiting")
+    __slots__ = ("batch", "handle", "lent", "load", "waiting")
 
     def __init__(self, handle: DomainHandle) -> None:
         self.handle = handle
         self.load = 0
         self.batch: list[Job[Any]] = []  # chosen for it in this dispatch
+        self.lent: set[Job[Any]] = set()  # those whose weight is not in the load, while they wait for others
         self.waiting: Callable[[], None] | None = None  # withdraws our wait for its congested link
 
     @property
@@ -152,6 +170,7 @@ class Dispatcher:
         self._members[handle] = _Member(handle)
         handle.conversation.after_frame(self._dispatch_after_answers)
         handle.when_answered(self._answered)
+        handle.when_lent(self._weight_lent)
         handle.when_ended(self._domain_ended)
 
     def _domain_ended(self, handle: DomainHandle) -> None:
@@ -198,11 +217,24 @@ class Dispatcher:
                 callback()
 
     def _answered(self, job: Job[Any], seconds: float) -> None:
-        self._members[job.holder].load -= job.weight
+        member = self._members[job.holder]
+        if member.lent and job in member.lent:
+            member.lent.discard(job)
+        else:
+            member.load -= job.weight
         job.holder = None
         if job.weight == FULL_WEIGHT:
             known = self._job_seconds
             self._job_seconds = seconds if known is None else known + (seconds - known) / 16
+
+    def _weight_lent(self, job: Job[Any], lent: bool) -> None:
+        member = self._members[job.holder]
+        if lent:
+            member.lent.add(job)
+            member.load -= job.weight
+        else:
+            member.lent.discard(job)
+            member.load += job.weight
 
     def _schedule(self) -> None:
         if not self._scheduled:

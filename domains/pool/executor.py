@@ -10,13 +10,12 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Literal, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, TypeVarTuple, overload
 
 from domains.domain import GRACE_SECONDS
-from domains.domain_manager import DomainManager
 from domains.errors import Closed
 from domains.job import Job
-from domains.pool.dispatch import Dispatcher
+from domains.pool.dispatch import Dispatcher, Submissions
 from domains.pool.mapping import map_over
 from domains.pool.stats import PoolStats
 from domains.pool.weight import checked_seconds, checked_weight
@@ -24,6 +23,9 @@ from domains.scheduler import fiber
 from domains.scheduler.cancel import timeout as time_limit
 from domains.scheduler.promise import Promise
 from domains.scheduler.switch import Switch
+
+if TYPE_CHECKING:
+    from domains.domain_manager import DomainManager
 
 T = TypeVar("T")
 X = TypeVar("X")
@@ -47,30 +49,35 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         if domain_count < 1:
             raise ValueError(f"domain_count must be at least 1, but is {domain_count}")
         self._manager = domain_mgr
+        self._catalogue = domain_mgr.catalogue
+        self._references = domain_mgr.references
         self._count = domain_count
         self._grace = checked_seconds("grace", grace)
-        self._dispatch: Dispatcher | None = None
+        self._dispatch: Submissions | None = None
 
     async def __aenter__(self) -> ExecutorPool:
         fiber.check()
         if self._dispatch is not None:
             raise RuntimeError("an executor pool can be entered only once")
-        self._dispatch = Dispatcher(self._manager, self._count, self._grace)
+        self._dispatch = self._home_dispatch = Dispatcher(self._manager, self._count, self._grace)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._dispatch is not None
+        dispatch = self._home_dispatch
         if error is None:
             try:
-                await self._dispatch.all_ended()
+                await dispatch.all_ended()
             except asyncio.CancelledError as cancelled:
-                await self._dispatch.abandon(cancelled)
+                await dispatch.abandon(cancelled)
                 raise
-            await self._dispatch.finish()
+            await dispatch.finish()
         else:
-            await self._dispatch.abandon(error)
+            await dispatch.abandon(error)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an executor pool travels only between domains: as a job's argument or result, or inside one")
 
     # Submitting
 
@@ -115,9 +122,8 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         """
         fiber.check()
         dispatch = self._open()
-        manager = self._manager
         job: Job[Any] = Job(
-            manager.catalogue.add(f), args, manager.references, checked_weight(weight), dispatch, priority, retries
+            self._catalogue.add(f), args, self._references, checked_weight(weight), dispatch, priority, retries
         )
         dispatch.push(job)
         if timeout is None:
@@ -140,8 +146,7 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         """
         switch.check_open()
         dispatch = self._open()
-        manager = self._manager
-        job: Job[Any] = Job(manager.catalogue.add(f), args, manager.references, checked_weight(weight), dispatch)
+        job: Job[Any] = Job(self._catalogue.add(f), args, self._references, checked_weight(weight), dispatch)
         dispatch.push(job)
         job.belong_to(switch)
         return job.promise
@@ -163,13 +168,15 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         failure is raised, and cancels the rest; so does leaving the loop early.
         """
         dispatch = self._open()
-        return map_over(dispatch, self._manager, f, xs, checked_weight(weight), ordered, buffer, chunk)
+        return map_over(
+            dispatch, self._catalogue, self._references, f, xs, checked_weight(weight), ordered, buffer, chunk
+        )
 
     def stats(self) -> PoolStats:
         """What the pool is doing at this moment."""
         return self._open().stats()
 
-    def _open(self) -> Dispatcher:
+    def _open(self) -> Submissions:
         """The dispatcher, while jobs may be submitted; raises Closed otherwise."""
         if self._dispatch is None:
             raise Closed("the executor pool is not open yet: submit inside its `async with` block")

@@ -13,11 +13,12 @@ from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
-from domains.domain_manager import DomainManager
 from domains.errors import Cancelled
+from domains.functions import Function, FunctionCatalogue
 from domains.job import Job
-from domains.pool.dispatch import Dispatcher
+from domains.pool.dispatch import Submissions
 from domains.pool.group import run_group, run_group_async
+from domains.references.registry import References
 from domains.scheduler.stream import Stream
 
 _GROUPS_PER_DOMAIN = 4
@@ -29,8 +30,9 @@ _GROWTH = 8
 
 
 def map_over(
-    dispatch: Dispatcher,
-    manager: DomainManager,
+    dispatch: Submissions,
+    catalogue: FunctionCatalogue,
+    references: References,
     f: Callable[[Any], Any],
     xs: Iterable[Any] | AsyncIterable[Any],
     weight: int,
@@ -43,7 +45,10 @@ def map_over(
         raise ValueError(f"chunk must be 'auto' or an int of at least 1, but is {chunk!r}")
     if buffer is not None and (type(buffer) is not int or buffer < 1):
         raise ValueError(f"buffer must be None or an int of at least 1, but is {buffer!r}")
-    return _map(dispatch, manager, f, xs, weight, ordered, buffer, _GroupSize(f, chunk, buffer, dispatch.size))
+    run = run_group_async if inspect.iscoroutinefunction(f) else run_group
+    function = catalogue.add(partial(run, f))
+    group_size = _GroupSize(f, chunk, buffer, dispatch.size)
+    return _map(dispatch, function, references, xs, weight, ordered, buffer, group_size)
 
 
 class _GroupSize:
@@ -61,17 +66,15 @@ class _GroupSize:
 
 
 async def _map(
-    dispatch: Dispatcher,
-    manager: DomainManager,
-    f: Callable[[Any], Any],
+    dispatch: Submissions,
+    function: Function,
+    references: References,
     xs: Iterable[Any] | AsyncIterable[Any],
     weight: int,
     ordered: bool,
     buffer: int | None,
     group_size: _GroupSize,
 ) -> AsyncIterator[Any]:
-    run = run_group_async if inspect.iscoroutinefunction(f) else run_group
-    function = manager.catalogue.add(partial(run, f))
     most = dispatch.size * _GROUPS_PER_DOMAIN if buffer is None else buffer
     read = _reader(xs)
     under_way: deque[tuple[Job[Any], int]] = deque()
@@ -93,7 +96,7 @@ async def _map(
                 if group:
                     if dispatch.closed is not None:
                         raise dispatch.closed
-                    job: Job[Any] = Job(function, (group,), manager.references, weight, dispatch)
+                    job: Job[Any] = Job(function, (group,), references, weight, dispatch)
                     job.on_end = ended
                     dispatch.push(job)
                     sizes[job] = len(group)

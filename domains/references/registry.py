@@ -90,6 +90,8 @@ class References:
         self._sent: dict[Conversation, set[int]] = {}
         self._routes: dict[int, Conversation] = {}
         self._parent: Conversation | None = None
+        self.when_domain_gone: list[Callable[[int, DomainsError], None]] = []
+        """Called with the address of each domain that has ended, and how."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
 
@@ -278,6 +280,8 @@ class References:
             self._drop_if_unused(export)
 
     def _forget_holder(self, holder: int, error: DomainsError) -> None:
+        for callback in self.when_domain_gone:
+            callback(holder, error)
         for export in list(self.exports.values()):
             if holder in export.holders:
                 export.holders.discard(holder)

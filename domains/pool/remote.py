@@ -1,0 +1,233 @@
+"""A pool in other domains than its home: jobs that are submitted there travel to the home, and their outcomes back.
+
+A handle is an `ExecutorPool` whose dispatcher is a `RemoteDispatcher`, which sends each job on instead of queueing it.
+At home the job is queued like any other, as a `RelayedJob`: what it was pickled to, and what it comes to, passes
+through unopened. A submitter that dies takes its jobs with it; when the home ends, all that it owed fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from domains.conversation import Buffers, Conversation
+from domains.errors import Closed, DomainsError
+from domains.failures import pack_failure, unpack_failure
+from domains.functions import Function, FunctionCatalogue
+from domains.identity import current
+from domains.job import Job, JobState
+from domains.lending import Loan, current_loan
+from domains.pool.executor import ExecutorPool
+from domains.protocol import CancelSubmitted, JobRaised, JobReturned, SubmitJob, SubmittedEnded
+from domains.references.registry import Export, References
+from domains.scheduler.promise import Raised, Result, Returned
+
+
+class RemoteDispatcher:
+    """Where a handle's jobs go: to the pool's home. `size` is the number of the pool's domains."""
+
+    def __init__(self, references: References, home: int, number: int, size: int) -> None:
+        self.size = size
+        self.closed: DomainsError | None = None
+        self._references = references
+        self._loop = asyncio.get_running_loop()
+        self._home = home
+        self._number = number
+        self._pending: dict[int, tuple[Job[Any], Loan | None]] = {}
+        self._reasons: dict[int, BaseException] = {}
+
+    def push(self, job: Job[Any]) -> None:
+        if asyncio._get_running_loop() is not self._loop:
+            raise RuntimeError(
+                "a job submits to a pool from its domain's own event loop only: make the submitting job `async`"
+            )
+        message = job.message()
+        loan = current_loan()
+        self._pending[message.job] = job, loan
+        if loan is not None:
+            loan.submitted()
+        function = job.function
+        references = self._references
+        submit = SubmitJob(
+            self._home,
+            references.address,
+            self._number,
+            message.job,
+            function.code,
+            function.name,
+            function.is_async,
+            message.data,
+            message.weight,
+            job.priority,
+            job.retries,
+            message.variables,
+            message.buffers,
+        )
+        references.send(submit, job.buffers)
+
+    def cancel(self, job: Job[Any], reason: BaseException) -> None:
+        assert job.state is JobState.SENT
+        job.state = JobState.CANCELLING
+        self._reasons[job.ticket] = reason
+        references = self._references
+        packed = pack_failure(reason, references.pickling, f"domain {current().name!r}")
+        message = CancelSubmitted(
+            self._home, references.address, self._number, job.ticket, packed.data, len(packed.buffers)
+        )
+        references.send(message, packed.buffers, packed.holds)
+
+    def job_ended(self, job: Job[Any]) -> None:
+        """Accounted for where its outcome arrives."""
+
+    def stats(self) -> NoReturn:
+        raise RuntimeError("a pool's stats are known in its home domain only")
+
+    def ended(self, message: SubmittedEnded, buffers: Buffers) -> None:
+        """The home says what one of the jobs has come to."""
+        job, loan = self._pending.pop(message.job)
+        reason = self._reasons.pop(message.job, None)
+        if loan is not None:
+            loan.ended()  # before whoever waits for it runs on
+        pickling = self._references.pickling
+        if message.failed:
+            job.raised(JobRaised(message.job, message.data, message.seconds, 0), buffers, pickling, reason)
+        else:
+            job.returned(JobReturned(message.job, message.data, message.seconds, 0), buffers, pickling)
+
+    def home_gone(self, error: DomainsError) -> None:
+        """The pool is no more: neither what was submitted nor what will be has an outcome."""
+        self.closed = error
+        pending, self._pending = self._pending, {}
+        for job, loan in pending.values():
+            if loan is not None:
+                loan.ended()
+            job.fail(error)
+
+
+class PoolReference(ExecutorPool):
+    """A pool whose home is another domain: submits to it, and cannot be entered."""
+
+    def __init__(self, references: References, catalogue: FunctionCatalogue, home: int, number: int, size: int) -> None:
+        self.home = home
+        self.number = number
+        self._references = references
+        self._catalogue = catalogue
+        self._count = size
+        self._remote = RemoteDispatcher(references, home, number, size)
+        self._dispatch = self._remote
+
+    async def __aenter__(self) -> NoReturn:
+        raise RuntimeError("this executor pool was opened in another domain, which closes it: just submit to it")
+
+    def home_gone(self, error: DomainsError) -> None:
+        self._remote.home_gone(error)
+
+
+class RelayedJob(Job[None]):
+    """A job that another domain has submitted here, with what answers that domain."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(
+        self,
+        function: Function,
+        message: SubmitJob,
+        buffers: Sequence[Any],
+        references: References,
+        owner: Any,
+        answer: Callable[[bool, bytes, float, Buffers], None],
+    ) -> None:
+        super().__init__(function, (), references, message.weight, owner, message.priority, message.retries)
+        self.data = message.data
+        self.buffers = buffers
+        self.variables = message.variables
+        self._answer = answer
+
+    def returned(self, message: JobReturned, buffers: Buffers, pickling: Any) -> None:
+        self._answer(False, message.data, message.seconds, buffers)
+        self._end(Returned(None))
+
+    def raised(self, message: JobRaised, buffers: Buffers, pickling: Any, reason: BaseException | None = None) -> None:
+        self._answer(True, message.data, message.seconds, buffers)
+        self._end(Returned(None))
+
+    def fail(self, error: BaseException) -> None:
+        packed = pack_failure(error, self._references.pickling, f"domain {current().name!r}")
+        self._answer(True, packed.data, 0.0, packed.buffers)
+        self._end(Returned(None))
+
+    def _end(self, result: Result[None]) -> None:
+        assert not isinstance(result, Raised), "its failure is the submitter's"
+        super()._end(result)
+
+
+class PoolKind:
+    """How pools travel."""
+
+    name = "pool"
+    classes: tuple[type, ...] = (ExecutorPool, PoolReference)
+
+    def __init__(self) -> None:
+        self._catalogue: FunctionCatalogue | None = None
+        self._relayed: dict[tuple[int, int], RelayedJob] = {}  # by the submitter's address and its number there
+
+    def label_of(self, target: ExecutorPool) -> int:
+        return target._count
+
+    def make_reference(self, references: References, home: int, number: int, label: Any) -> PoolReference:
+        if self._catalogue is None:
+            self._catalogue = FunctionCatalogue(references.pickling)
+        return PoolReference(references, self._catalogue, home, number, label)
+
+    def holder_gone(self, export: Export, error: DomainsError) -> None:
+        """Its jobs are cancelled one by one."""
+
+    def converse(self, references: References, conversation: Conversation) -> None:
+        if self._domain_gone not in references.when_domain_gone:
+            references.when_domain_gone.append(self._domain_gone)
+        references.handle(conversation, SubmitJob, functools.partial(self._submit, references))
+        references.handle(conversation, CancelSubmitted, functools.partial(self._cancel, references))
+        references.handle(conversation, SubmittedEnded, functools.partial(_submitted_ended, references))
+
+    def _submit(self, references: References, message: SubmitJob, buffers: Buffers) -> None:
+        key = message.sender, message.job
+
+        def answer(failed: bool, data: bytes, seconds: float, buffers: Buffers) -> None:
+            self._relayed.pop(key, None)
+            ended = SubmittedEnded(
+                message.sender, references.address, message.number, message.job, failed, data, seconds, len(buffers)
+            )
+            references.send(ended, buffers)
+
+        export = references.exports.get(message.number)
+        try:
+            if export is None or not isinstance(export.target, ExecutorPool):
+                raise Closed("the executor pool that this handle belongs to is gone")
+            pool = export.target
+            dispatch = pool._open()
+        except DomainsError as closed:
+            packed = pack_failure(closed, references.pickling, f"domain {current().name!r}")
+            answer(True, packed.data, 0.0, packed.buffers)
+            return
+        function = pool._catalogue.add_pickled(message.code, message.name, message.is_async)
+        job = RelayedJob(function, message, buffers, references, dispatch, answer)
+        self._relayed[key] = job
+        dispatch.push(job)
+
+    def _cancel(self, references: References, message: CancelSubmitted, buffers: Buffers) -> None:
+        job = self._relayed.get((message.sender, message.job))
+        if job is not None:  # otherwise it has ended, and the answer is on its way
+            job.cancel(unpack_failure(message.reason, buffers, references.pickling))
+
+    def _domain_gone(self, address: int, error: DomainsError) -> None:
+        for (submitter, _), job in list(self._relayed.items()):
+            if submitter == address:
+                job.cancel(error)
+
+
+def _submitted_ended(references: References, message: SubmittedEnded, buffers: Buffers) -> None:
+    pool = references.reference(message.sender, message.number)
+    if isinstance(pool, PoolReference):
+        pool._remote.ended(message, buffers)
