@@ -31,6 +31,8 @@ def find_culprit(value: object, refusal: Callable[[object], str | None]) -> tupl
     tries = 0
     seen = {id(value)}
     for _ in range(_MOST_LEVELS):
+        if _refuses(value):
+            break
         for step, part in _accessible_parts(value):
             tries += 1
             if tries > _MOST_TRIES:
@@ -56,6 +58,18 @@ def describe(error: BaseException) -> str:
     except Exception:
         text = "(whose text cannot be had)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _refuses(value: object) -> bool:
+    """Whether its class itself says no, so that what it is made of is not to blame."""
+    reduce = type(value).__reduce__
+    if not isinstance(reduce, types.FunctionType):
+        return False
+    try:
+        reduce(value)
+    except (Exception, SystemExit):
+        return True
+    return False
 
 
 def _accessible_parts(value: object) -> Iterator[tuple[str, object]]:

@@ -1,0 +1,201 @@
+"""Programs run as processes of their own, so that they can be killed: what they say, and what they leave behind.
+
+Every process of a program, however far down, carries the program's mark in its environment, so that none is missed;
+and has its temporary directory to itself, so that whatever lies there afterwards was left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+PATIENCE_SECONDS = 20.0
+"""How long to wait for what is bound to come, on a busy machine."""
+
+GONE_SECONDS = 1.0
+"""The promise: so long after a program has died, nothing of it is left."""
+
+_MARK = "DOMAINS_TEST_PROGRAM"
+
+_PRELUDE = """\
+import asyncio, json, os, signal, sys, threading, time
+import domains
+from domains import DomainDied, DomainUnavailable, ExecutorPool, Promise, Switch, fiber
+
+LINK = sys.argv[1]
+
+def say(what):
+    # One write, so that the lines of several processes do not mix.
+    os.write(1, (json.dumps(what) + "\\n").encode())
+
+def spin():
+    while True:
+        pass
+
+"""
+
+
+class Program:
+    """A running program. It `say`s things, in any of its processes; `hear` returns them one by one."""
+
+    def __init__(
+        self,
+        source: str,
+        directory: Path,
+        link: str,
+        *arguments: str,
+        prefix: Sequence[str] = (),
+        own_group: bool = True,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.mark = uuid.uuid4().hex
+        self.temporary = Path(tempfile.mkdtemp(prefix="program-", dir="/tmp"))  # a name short enough for sockets
+        self.temporary.chmod(0o777)
+        file = directory / f"program-{self.mark}.py"
+        file.write_text(_PRELUDE + textwrap.dedent(source))
+        self._errors = directory / f"errors-{self.mark}"
+        with self._errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [*prefix, sys.executable, str(file), link, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, _MARK: self.mark, "TMPDIR": str(self.temporary), **(environment or {})},
+                process_group=0 if own_group else None,
+            )
+        self._heard = b""
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in [self.process.pid, *self.processes()]:
+            with contextlib.suppress(ProcessLookupError):
+                if self.process.poll() is None or pid != self.process.pid:
+                    os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def errors(self) -> str:
+        return self._errors.read_text(errors="replace")
+
+    def hear(self) -> Any:
+        """The next thing that it says."""
+        line = self._read_line()
+        assert line is not None, f"the program has ended, or closed its output; it wrote:\n{self.errors}"
+        return json.loads(line)
+
+    def hear_rest(self) -> list[str]:
+        """All lines until its output ends."""
+        lines = []
+        while (line := self._read_line()) is not None:
+            lines.append(line.decode())
+        return lines
+
+    def _read_line(self) -> bytes | None:
+        assert self.process.stdout is not None
+        descriptor = self.process.stdout.fileno()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while b"\n" not in self._heard:
+            ready, _, _ = select.select([descriptor], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"the program says nothing; it wrote:\n{self.errors}"
+            data = os.read(descriptor, 1 << 16)
+            if not data:
+                return None
+            self._heard += data
+        line, self._heard = self._heard.split(b"\n", 1)
+        return line
+
+    def send_signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def interrupt_group(self) -> None:
+        """What a terminal does at Ctrl-C: every process of the foreground group gets the signal."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def wait(self) -> int:
+        """Its exit status, or the negative number of a signal."""
+        try:
+            return self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the program does not end; it wrote:\n{self.errors}") from None
+
+    def processes(self) -> set[int]:
+        """Every live process of the program but its first."""
+        return {pid for pid in _living() if pid != self.process.pid and self._is_ours(pid)}
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            return self.mark.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False
+
+    def check_nothing_is_left(self, seconds: float = GONE_SECONDS) -> None:
+        """Its processes are gone within so much time, and so are its files, sockets and shared memory."""
+        left = wait_until_gone(self.processes(), seconds)
+        assert not left, f"still there after {seconds} s: {[describe(pid) for pid in left]}"
+        assert not self.processes()
+        # The launcher, the last to go, has removed all before it went.
+        assert not list(self.temporary.rglob("*")), list(self.temporary.rglob("*"))
+        assert not list(Path("/dev/shm").glob(f"domains-{self.pid}-*"))
+
+
+def wait_until_gone(pids: Iterable[int], seconds: float) -> set[int]:
+    """Wait until these processes have ended; returns those that have not in time."""
+    deadline = time.monotonic() + seconds
+    left = set(pids)
+    for pid in list(left):
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            left.discard(pid)
+            continue
+        try:
+            if select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                left.discard(pid)
+        finally:
+            os.close(descriptor)
+    return left
+
+
+def is_stopped(pid: int) -> bool:
+    return _state(pid) in "Tt"
+
+
+def describe(pid: int) -> str:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:80]
+    except OSError:
+        command = "gone"
+    return f"process {pid} ({command!r}, state {_state(pid)!r})"
+
+
+def _living() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _state(int(name)) not in "ZX"]
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
