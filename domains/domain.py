@@ -293,6 +293,8 @@ class DomainHandle:
 
     def _ready(self, message: Ready, _: Buffers) -> None:
         self.was_ready = True
+        if self._process.pid is None:
+            self._process.pid = message.pid  # the launcher says it too, but that may come later than the first answers
 
     def _weight_lent(self, ticket: int, lent: bool) -> None:
         if self._when_lent is not None:
