@@ -145,7 +145,7 @@ class Domain:
         """
         fiber.check()
         handle = self._handle
-        if handle.link.is_congested:
+        while handle.link.is_congested:  # others who waited may have filled it again
             await _writable(handle)
         function = self._manager.catalogue.add(f)
         job: Job[Any] = Job(function, args, self._manager.references, 0, handle)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from domains.errors import ConnectionLost
+from domains.ipc.frames import byte_view
 
 __all__ = ["Buffer", "Codec", "Link", "Receiver"]
 
@@ -73,6 +74,7 @@ class Link(ABC):
         self._receiver: Receiver | None = None
         self._batch: list[Any] = []
         self._batch_buffers: list[Buffer] = []
+        self._batch_bytes = 0
         self._when_writable: dict[object, Callable[[], object]] = {}
         self._closing_timer: asyncio.TimerHandle | None = None
 
@@ -104,6 +106,9 @@ class Link(ABC):
         self._batch.append(message)
         if buffers:
             self._batch_buffers += buffers
+            self._batch_bytes += sum(byte_view(buffer).nbytes for buffer in buffers)
+            if self._batch_bytes > HIGH_WATER_BYTES:
+                self.flush()  # that it is congested must be known before the turn is over
 
     def flush(self) -> None:
         """Write what was sent, as far as the peer takes it; the rest is written later."""
@@ -113,6 +118,7 @@ class Link(ABC):
         buffers = self._batch_buffers
         self._batch = []
         self._batch_buffers = []
+        self._batch_bytes = 0
         self._write(self._codec.encode(batch), buffers)
         if self.pending_bytes > HIGH_WATER_BYTES:
             self.is_congested = True

@@ -69,6 +69,8 @@ def run(
                 if interruption:
                     raise interruption[0] from cancelled
                 raise
+            if interruption:
+                raise interruption[0]  # it came too late to cancel anything, and is no less meant
             return task.result()
     finally:
         try:

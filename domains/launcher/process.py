@@ -36,6 +36,7 @@ PARTING_SECONDS = 0.3
 """How long domains may unwind by themselves after their parent has gone, before they are killed."""
 
 _LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
+_IGNORED_BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
 _CRASH_BYTES = 1 << 16
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -141,6 +142,7 @@ class Launcher:
 
 def main(control_descriptor: int, become_domain: Callable[[Birth, dict[str, int]], int]) -> NoReturn:
     """Run the launcher over an inherited socket; in each forked process, run a domain. Never returns."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a parent's mask would come along, and hide the ends of domains
     # What a terminal or a service manager sends to everybody is the parent's business; the domains hear from it.
     for number in _LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
@@ -166,8 +168,10 @@ def _reset_process(launcher: Launcher, birth: Birth, crash: int) -> None:
     import faulthandler  # a domain's, not the launcher's
 
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, *_LEFT_TO_PARENT):
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in signal.valid_signals() - _IGNORED_BY_PYTHON:
+        if signal.getsignal(number) is signal.SIG_IGN:  # by us, or by the parent: that is inherited
+            signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     launcher.disown()
     faulthandler.enable(file=crash)
@@ -182,7 +186,8 @@ def _reset_process(launcher: Launcher, birth: Birth, crash: int) -> None:
         os.chdir("/")  # the parent's directory is gone; anything but a surprise inside the launcher's
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+            # Whole lines: also where Python was asked not to buffer, and would write each piece of a print by itself.
+            stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
 
 
 def _find_parent_death_signal() -> Callable[[int], None]:

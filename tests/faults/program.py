@@ -31,7 +31,11 @@ GONE_SECONDS = 1.0
 _MARK = "DOMAINS_TEST_PROGRAM"
 
 _PRELUDE = """\
-import asyncio, json, os, signal, sys, threading, time
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background ignores it
+if "announce" in sys.argv:
+    os.write(1, b'"started"\\n')
+import asyncio, json, threading, time
 import domains
 from domains import DomainDied, DomainUnavailable, ExecutorPool, Promise, Switch, fiber
 
@@ -110,7 +114,7 @@ class Program:
         lines = []
         while (line := self._read_line()) is not None:
             lines.append(line.decode())
-        return lines
+        return [*lines, self._heard.decode()] if self._heard else lines
 
     def _read_line(self) -> bytes | None:
         assert self.process.stdout is not None

@@ -88,7 +88,8 @@ def test_domains_that_ignore_signals_and_what_they_started_go_with_the_parent(li
     """
     with Program(source, tmp_path, link) as program:
         assert program.hear() == "deaf"
-        assert len(program.processes()) >= 3
+        while len(program.processes()) < 3:  # a process has no environment yet as it begins
+            pass
         program.send_signal(signal.SIGKILL)
         program.wait()
         program.check_nothing_is_left()

@@ -1,0 +1,286 @@
+"""What a domain is born with, what is seen of it, and what runs as it ends."""
+
+import os
+import random
+import signal
+import threading
+
+import pytest
+
+import domains
+from domains import ExecutorPool, Promise, Switch, fiber
+
+from ..faults.program import Program
+
+# Birth
+
+
+def _signals():
+    # Handlers as `module.name`, since some are functions that cannot travel.
+    handlers = {}
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        handlers[int(number)] = getattr(handler, "__qualname__", None) or str(handler)
+    return handlers, set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+def test_signal_handlers_and_masks_of_the_parent_are_not_inherited(link):
+    def mine(number, frame):
+        raise AssertionError("the parent's handler")
+
+    async def main(env):
+        return await env.domain_mgr.run(_signals)
+
+    plain, _ = domains.run(main, link=link)
+    previous = [(number, signal.signal(number, mine)) for number in (signal.SIGUSR1, signal.SIGALRM, signal.SIGHUP)]
+    ignored = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGUSR2, signal.SIGTERM)]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD})
+    try:
+        handlers, blocked = domains.run(main, link=link)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in previous + ignored:
+            signal.signal(number, handler)
+    assert handlers == plain
+    assert not blocked
+
+
+def test_random_generators_differ_between_domains(link):
+    async def main(env):
+        random.seed(1)
+        plain = [await env.domain_mgr.run(_random) for _ in range(3)]
+        return plain, [await env.domain_mgr.run(_numpy_random) for _ in range(3)]
+
+    plain, numpy = domains.run(main, link=link)
+    assert len(set(plain)) == 3
+    assert len(set(numpy)) == 3
+
+
+def _random():
+    return random.random()  # of the module, not a copy of the parent's generator
+
+
+def _numpy_random():
+    import numpy
+
+    return float(numpy.random.random())
+
+
+def test_a_domain_has_one_thread_and_leads_a_process_group_of_its_own(link):
+    async def main(env):
+        return await env.domain_mgr.run(lambda: (threading.active_count(), os.getpgrp() == os.getpid()))
+
+    assert domains.run(main, link=link) == (1, True)
+
+
+def test_a_domain_works_in_the_directory_of_its_parent(link, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    async def main(env):
+        return await env.domain_mgr.run(os.getcwd)
+
+    assert domains.run(main, link=link) == str(tmp_path)
+
+
+def test_a_domain_has_the_environment_variables_of_its_parent(link, monkeypatch):
+    monkeypatch.setenv("DOMAINS_TEST_VARIABLE", "seen")
+
+    async def main(env):
+        return await env.domain_mgr.run(os.getenv, "DOMAINS_TEST_VARIABLE")
+
+    assert domains.run(main, link=link) == "seen"
+
+
+# What is seen
+
+
+def test_what_a_domain_prints_is_seen_in_whole_lines(link, tmp_path):  # S63
+    source = """
+    LINES = 300
+
+    def printer(letter):
+        for number in range(LINES):
+            print(letter * 50, number)
+        sys.stdout.write("no newline at the end " + letter)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool, Switch() as sw:
+            for letter in "abcd":
+                sw.fork(env.domain_mgr.run, printer, letter)
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        lines = program.hear_rest()
+        assert program.wait() == 0
+    whole = [f"{letter * 50} {number}" for letter in "abcd" for number in range(300)]
+    text = "\n".join(lines) + "\n"
+    for letter in "abcd":
+        assert text.count("no newline at the end " + letter) == 1
+        text = text.replace("no newline at the end " + letter, "")
+    assert sorted(text.split("\n")[:-1]) == sorted(whole) or sorted(filter(None, text.split("\n"))) == sorted(whole)
+
+
+def test_what_a_domain_printed_before_it_was_killed_is_seen(link, tmp_path):  # S63
+    source = """
+    def print_and_die():
+        print("a whole line")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async def main(env):
+        try:
+            await env.domain_mgr.run(print_and_die)
+        except DomainDied:
+            print("died", flush=True)
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        assert program.hear_rest() == ["a whole line", "died"]
+        assert program.wait() == 0
+
+
+# The end
+
+
+def test_a_domains_end_cancels_daemons_runs_exit_handlers_and_flushes(link, tmp_path):  # S62
+    source = """
+    import atexit
+
+    async def daemon():
+        try:
+            await fiber.await_cancel()
+        finally:
+            print("daemon cancelled")
+
+    async def job():
+        atexit.register(print, "exit handler")
+        task = asyncio.get_running_loop().create_task(daemon())
+        kept.append(task)
+        await asyncio.sleep(0)
+        sys.stdout.reconfigure(line_buffering=False)
+        print("job")
+
+    kept = []
+
+    async def main(env):
+        await env.domain_mgr.run(job)
+        print("parent", flush=True)
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        assert program.hear_rest() == ["job", "daemon cancelled", "exit handler", "parent"]
+        assert program.wait() == 0
+        assert program.errors == ""
+
+
+@pytest.mark.parametrize("kind", ["SystemExit(5)", "KeyboardInterrupt()"])
+def test_an_exit_in_a_job_is_its_failure_and_the_domain_goes_on(link, tmp_path, kind):  # S66
+    source = f"""
+    def leave():
+        raise {kind}
+
+    async def leave_async():
+        raise {kind}
+
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain:
+            first = await domain.call(os.getpid)
+            for f in leave, leave_async:
+                try:
+                    await domain.call(f)
+                except {kind.partition("(")[0]} as error:
+                    say(type(error).__name__)
+            assert await domain.call(os.getpid) == first
+        say("end")
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        name = kind.partition("(")[0]
+        assert [program.hear() for _ in range(3)] == [name, name, "end"]
+        assert program.wait() == 0
+        assert program.errors == ""
+
+
+def test_an_exit_handler_that_never_ends_is_cut_short(link, monkeypatch):
+    monkeypatch.setattr("domains.domain_manager.FINISHING_SECONDS", 0.1)
+
+    def job():
+        import atexit
+
+        atexit.register(threading.Event().wait)
+
+    async def main(env):
+        await env.domain_mgr.run(job)
+
+    domains.run(main, link=link)
+
+
+def test_a_thread_that_a_job_left_running_does_not_keep_its_domain(link, monkeypatch):
+    monkeypatch.setattr("domains.domain_manager.FINISHING_SECONDS", 0.1)
+
+    def job():
+        threading.Thread(target=threading.Event().wait).start()
+
+    async def main(env):
+        await env.domain_mgr.run(job)
+
+    domains.run(main, link=link)
+
+
+# A domain that does not read
+
+
+def test_a_domain_that_does_not_read_makes_its_callers_wait(link):
+    """What is sent to it is bounded: the senders wait, and nothing is lost."""
+    block = bytes(1 << 21)
+
+    def busy(start, path):
+        start.resolve(None)
+        with open(path) as fifo:
+            fifo.read()
+
+    async def main(env, path):
+        started, start = Promise.create()
+        async with env.domain_mgr.spawn() as domain, Switch() as sw:
+            sw.fork(domain.call, busy, start, path)
+            await started
+            lengths = [sw.fork_promise(domain.call, len, block) for _ in range(100)]
+            while not domain._handle.link.is_congested:
+                await fiber.yield_now()
+            for _ in range(20):
+                await fiber.yield_now()
+            assert len(domain._handle.jobs) < 70, "the others have not been sent"
+            os.close(os.open(path, os.O_WRONLY))  # the domain reads again
+            assert [await length for length in lengths] == [len(block)] * 100
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as tmp:
+        path = os.path.join(tmp, "fifo")
+        os.mkfifo(path)
+        domains.run(lambda env: main(env, path), link=link)
+
+
+def test_a_pool_whose_domain_does_not_read_goes_on_with_the_others(link, tmp_path):
+    block = bytes(1 << 19)
+    path = str(tmp_path / "fifo")
+    os.mkfifo(path)
+
+    def busy(start):
+        start.resolve(None)
+        with open(path) as fifo:
+            fifo.read()
+
+    async def main(env):
+        started, start = Promise.create()
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool, Switch() as sw:
+            pool.submit_fork(sw, busy, start, weight=1.0)
+            await started
+            lengths = [pool.submit_fork(sw, len, block, weight=1.0) for _ in range(50)]
+            assert [await length for length in lengths] == [len(block)] * 50
+            os.close(os.open(path, os.O_WRONLY))
+
+    domains.run(main, link=link)

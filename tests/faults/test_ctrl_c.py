@@ -1,0 +1,181 @@
+"""Ctrl-C at any moment, to every process of the group, ends the program once, with one report, and leaves nothing."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from .program import Program
+
+INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
+"""What a shell shows as 130."""
+
+
+def reports(text):
+    """How many errors were reported: a traceback that is another's cause or context belongs to that one's report."""
+    chained = text.count("direct cause of the following") + text.count("another exception occurred")
+    return text.count("Traceback (most recent call last)") - chained
+
+
+def check_interrupted_once(program):
+    assert program.wait() in INTERRUPTED, program.errors
+    assert reports(program.errors) == 1, program.errors
+    assert program.errors.rstrip().endswith("KeyboardInterrupt")
+    program.check_nothing_is_left()
+
+
+MOMENTS = {
+    "jobs compute": """
+        def job():
+            say("now")
+            spin()
+
+        async def main(env):
+            async with ExecutorPool(env.domain_mgr, domain_count=2) as pool, Switch() as sw:
+                pool.submit_fork(sw, job, weight=1.0)
+        """,
+    "jobs wait": """
+        async def job():
+            say("now")
+            await fiber.await_cancel()
+
+        async def main(env):
+            async with env.domain_mgr.spawn() as domain:
+                await domain.call(job)
+        """,
+    "the program waits": """
+        async def main(env):
+            async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+                await pool.submit(os.getpid, weight=1.0)
+                say("now")
+                await fiber.await_cancel()
+        """,
+    "domains start": """
+        async def main(env):
+            async with ExecutorPool(env.domain_mgr, domain_count=4) as pool:
+                say("now")
+                await pool.submit(os.getpid, weight=1.0)
+                await fiber.await_cancel()
+        """,
+    "the pool closes": """
+        async def job():
+            with domains.protect():
+                say("now")
+                await asyncio.sleep(0.3)
+
+        async def main(env):
+            async with ExecutorPool(env.domain_mgr, domain_count=2) as pool, Switch() as sw:
+                for _ in range(2):
+                    pool.submit_fork(sw, job, weight=1.0)
+        """,
+    "many results are on their way": """
+        async def main(env):
+            async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+                say("now")
+                async for _ in pool.map(abs, iter(int, 1), weight=1.0):
+                    pass
+        """,
+}
+
+
+@pytest.mark.parametrize("moment", list(MOMENTS))
+def test_ctrl_c_ends_the_program_once_while(link, tmp_path, moment):
+    with Program(MOMENTS[moment] + "\n        domains.run(main, link=LINK)\n", tmp_path, link) as program:
+        assert program.hear() == "now"
+        program.interrupt_group()
+        check_interrupted_once(program)
+
+
+@pytest.mark.parametrize("milliseconds", [0, 20, 40, 60, 80, 100, 130, 160, 200, 300])
+def test_ctrl_c_ends_a_program_that_starts(link, tmp_path, milliseconds):
+    source = """
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            await pool.submit(spin, weight=1.0)
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link, "announce") as program:
+        assert program.hear() == "started"  # before that it is Python that starts
+        time.sleep(milliseconds / 1000)  # any moment will do: these are many different ones
+        program.interrupt_group()
+        assert program.wait() in INTERRUPTED, program.errors
+        assert reports(program.errors) == 1, program.errors
+        program.check_nothing_is_left(seconds=5.0)  # a launcher that is still importing ends when it looks
+
+
+def test_jobs_unwind_at_ctrl_c(link, tmp_path):
+    source = """
+    async def job():
+        try:
+            say("now")
+            await fiber.await_cancel()
+        finally:
+            say("unwound")
+
+    async def main(env):
+        try:
+            async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+                await pool.submit(job, weight=1.0)
+        finally:
+            say("parent")
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        assert program.hear() == "now"
+        program.interrupt_group()
+        assert [program.hear(), program.hear()] == ["unwound", "parent"]
+        check_interrupted_once(program)
+
+
+def test_a_second_ctrl_c_ends_a_program_that_does_not_unwind(link, tmp_path):
+    source = """
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain, Switch() as sw:
+            sw.fork(domain.call, spin)
+            try:
+                say("now")
+                await fiber.await_cancel()
+            finally:
+                say("again")
+                spin()
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        assert program.hear() == "now"
+        program.interrupt_group()
+        assert program.hear() == "again"
+        program.interrupt_group()
+        assert program.wait() in INTERRUPTED
+        program.check_nothing_is_left()
+
+
+def test_a_service_manager_that_terminates_every_process_lets_the_program_unwind(link, tmp_path):
+    source = """
+    async def job():
+        try:
+            say("now")
+            await fiber.await_cancel()
+        finally:
+            say("job")
+
+    async def main(env):
+        try:
+            async with env.domain_mgr.spawn() as domain:
+                await domain.call(job)
+        finally:
+            say("parent")
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        assert program.hear() == "now"
+        for pid in [program.pid, *program.processes()]:
+            os.kill(pid, signal.SIGTERM)
+        assert {program.hear(), program.hear()} == {"job", "parent"}
+        assert program.wait() == 128 + signal.SIGTERM
+        assert program.errors == ""
+        program.check_nothing_is_left()
