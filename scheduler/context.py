@@ -18,10 +18,10 @@ from __future__ import annotations
 import asyncio
 import weakref
 from asyncio import CancelledError
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from domains.errors import Cancelled
+from domains.scheduler.running import here, remember, running_loop, running_task
 
 if TYPE_CHECKING:
     from domains.scheduler.suspend import Suspension
@@ -34,6 +34,7 @@ __all__ = [
     "Work",
     "check",
     "current_fiber",
+    "fiber_on",
     "is_cancelled",
     "root_contexts",
 ]
@@ -258,35 +259,36 @@ def root_contexts() -> list[Context]:
     return list(_roots)
 
 
-def _find_task_of() -> Callable[[asyncio.AbstractEventLoop | None], asyncio.Task[Any] | None]:
-    """asyncio.current_task, or where that is Python code (before 3.12) the look-up that it makes."""
-    running: Any = getattr(asyncio.tasks, "_current_tasks", None)
-    if hasattr(asyncio.current_task, "__code__") and type(running) is dict:
-        return running.get
-    return asyncio.current_task
-
-
-_task_of = _find_task_of()
-_running_loop = asyncio._get_running_loop
-
-
 def current_fiber() -> Fiber:
     """The fiber that runs now. Raises RuntimeError outside of any task."""
-    task = _task_of(_running_loop())
+    loop = running_loop()
+    if loop is None:
+        raise _nothing_runs()
+    remember(loop)
+    return fiber_on(loop)
+
+
+def fiber_on(loop: asyncio.AbstractEventLoop) -> Fiber:
+    """The fiber that runs now, on a loop that is known to be the running one."""
+    task = running_task(loop)
     if type(task) is FiberTask:
         return task
     if task is None:
-        raise RuntimeError("this must be called in a fiber, or in an asyncio task: nothing can wait here")
+        raise _nothing_runs()
     fiber = _foreign.get(task)
     if fiber is None:
         fiber = _foreign[task] = _ForeignFiber(task)
     return fiber
 
 
+def _nothing_runs() -> RuntimeError:
+    return RuntimeError("this must be called in a fiber, or in an asyncio task: nothing can wait here")
+
+
 def check() -> None:
     """Raise Cancelled if this fiber's context is cancelled."""
-    fiber: Any = _task_of(_running_loop())
-    if type(fiber) is not FiberTask:  # else the call is saved: every operation begins with this
+    fiber: Any = running_task(here.loop)
+    if type(fiber) is not FiberTask:
         fiber = current_fiber()
     cancellation = fiber.context.cancellation
     if cancellation is not None:

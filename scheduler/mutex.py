@@ -8,14 +8,15 @@ loop's thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from types import TracebackType
 from typing import Any, NoReturn
 
 from domains.errors import Poisoned
 from domains.scheduler.cancel import protect
-from domains.scheduler.context import Fiber, current_fiber
-from domains.scheduler.suspend import Suspension, suspend
+from domains.scheduler.context import Fiber, FiberTask, current_fiber
+from domains.scheduler.running import here, running_task
+from domains.scheduler.suspend import suspend
 from domains.scheduler.waiters import Waiter, WaitQueue
 
 __all__ = ["Mutex"]
@@ -41,7 +42,7 @@ class Mutex:
     def __init__(self, label: str | None = None) -> None:
         self.label = label
         self._state: Hashable | _Poison | None = None  # None is free, anything else that is no _Poison the holder
-        self._waiters: WaitQueue[None] = WaitQueue()
+        self._waiters: WaitQueue[None] | None = None  # None unless somebody waits, or has until now
 
     def __repr__(self) -> str:
         name = "" if self.label is None else f" {self.label!r}"
@@ -51,7 +52,7 @@ class Mutex:
         if isinstance(state, _Poison):
             return f"<mutex{name}, poisoned by {state.cause!r}>"
         holder = f"fiber {state.name!r}" if isinstance(state, Fiber) else repr(state)
-        return f"<mutex{name}, held by {holder}, {len(self._waiters)} waiting>"
+        return f"<mutex{name}, held by {holder}, {len(self._waiters or ())} waiting>"
 
     @property
     def is_locked(self) -> bool:
@@ -68,22 +69,20 @@ class Mutex:
         Raises Poisoned, before or while it waits; RuntimeError in the fiber that holds it. A cancelled lock holds
         nothing.
         """
-        fiber = current_fiber()
+        fiber: Any = running_task(here.loop)
+        if self._state is None and type(fiber) is FiberTask and fiber.context.cancellation is None:
+            self._state = fiber
+        else:
+            await self._lock(current_fiber())
+
+    async def _lock(self, fiber: Fiber) -> None:
         cancellation = fiber.context.cancellation
         if cancellation is not None:
             raise cancellation.tell(fiber)
-        if self._state is None:
-            self._state = fiber
-            return
         if self._state is fiber:
             raise RuntimeError(f"{self!r} is held by the very fiber that locks it: this would wait forever")
-        if isinstance(self._state, _Poison):
-            raise self._poisoned()
-
-        def begin(suspension: Suspension[None]) -> Callable[[Any], object]:
-            return self._wait(suspension, fiber)
-
-        await suspend(begin, "Mutex.lock", self)
+        if not self._try_lock(fiber):
+            await suspend(lambda suspension: self._wait(suspension, fiber), "Mutex.lock", self)
 
     def try_lock(self) -> bool:
         """Hold the mutex if nobody does, without waiting; tells whether it did. Raises Poisoned."""
@@ -95,19 +94,26 @@ class Mutex:
         Raises RuntimeError in a fiber that does not hold it, and changes nothing; if nobody holds it, this is a
         sign of a broken protocol, and poisons it as well.
         """
-        self._unlock(current_fiber())
+        if self._waiters is None and self._state is running_task(here.loop) is not None:
+            self._state = None
+        else:
+            self._unlock(current_fiber())
 
-    def rw(self, *, protect: bool = False) -> _Section:
+    def rw(self, *, protect: bool = False) -> _Reading:
         """`async with mutex.rw():` a section that may change things: an exception inside poisons the mutex.
 
         Being cancelled inside is such an exception; with `protect` the section is not cancelled, while waiting for
         the lock still is. Raises as `lock`.
         """
-        return _Section(self, poisons=True, protected=protect)
+        section = _Writing() if not protect else _ProtectedWriting()
+        section._mutex = self
+        return section
 
-    def ro(self) -> _Section:
+    def ro(self) -> _Reading:
         """`async with mutex.ro():` a section that only reads: an exception inside just unlocks. Raises as `lock`."""
-        return _Section(self, poisons=False, protected=False)
+        section = _Reading()
+        section._mutex = self
+        return section
 
     def _is_mine(self) -> bool:
         """Whether the running fiber holds it."""
@@ -125,8 +131,11 @@ class Mutex:
 
     def _wait(self, waiter: Waiter[None], holder: Hashable) -> Callable[[Any], object]:
         assert self.is_locked
-        self._waiters.join(waiter, holder)
-        return self._waiters.withdraw
+        waiters = self._waiters
+        if waiters is None:
+            waiters = self._waiters = WaitQueue()
+        waiters.join(waiter, holder)
+        return waiters.withdraw
 
     def _unlock(self, holder: Hashable) -> None:
         state = self._state
@@ -136,6 +145,7 @@ class Mutex:
                 if entry is not None and entry[0].resume(None):
                     self._state = entry[1]
                     return
+            self._waiters = None
             self._state = None
         elif state is None:
             error = RuntimeError(f"{self!r} was unlocked, but nobody had locked it")
@@ -150,7 +160,9 @@ class Mutex:
         """What it protects may be broken: nobody gets in any more."""
         if not isinstance(self._state, _Poison):
             self._state = _Poison(cause)
-            self._waiters.throw_all(self._poisoned)
+            waiters, self._waiters = self._waiters, None
+            if waiters is not None:
+                waiters.throw_all(self._poisoned)
 
     def _poisoned(self) -> Poisoned:
         assert isinstance(self._state, _Poison)
@@ -162,20 +174,16 @@ class Mutex:
         raise TypeError(f"{self!r} travels only between domains: as a job's argument or result, or inside another one")
 
 
-class _Section:
-    """A critical section: entered once."""
+class _Reading:
+    """A critical section: an exception inside just unlocks. Entered once."""
 
-    __slots__ = ("_mutex", "_poisons", "_protection")
+    # No __init__: it would take as long as the lock.
+    __slots__ = ("_mutex",)
 
-    def __init__(self, mutex: Mutex, *, poisons: bool, protected: bool) -> None:
-        self._mutex = mutex
-        self._poisons = poisons
-        self._protection = protect() if protected else None
+    _mutex: Mutex
 
-    async def __aenter__(self) -> None:
-        await self._mutex.lock()
-        if self._protection is not None:
-            self._protection.__enter__()
+    def __aenter__(self) -> Awaitable[None]:
+        return self._mutex.lock()
 
     async def __aexit__(
         self,
@@ -183,13 +191,42 @@ class _Section:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._protection is not None:
-            self._protection.__exit__()
-        mutex = self._mutex
+        if error is None or self._mutex._is_mine():  # else somebody poisoned it, or unlocked it inside
+            self._mutex.unlock()
+
+
+class _Writing(_Reading):
+    """A critical section: an exception inside poisons the mutex."""
+
+    __slots__ = ()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if error is None:
-            mutex.unlock()
-        elif mutex._is_mine():  # else somebody poisoned it, or unlocked it inside
-            if self._poisons:
-                mutex._poison(error)
-            else:
-                mutex.unlock()
+            self._mutex.unlock()
+        elif self._mutex._is_mine():
+            self._mutex._poison(error)
+
+
+class _ProtectedWriting(_Writing):
+    """The same, and not cancelled from outside once it is entered."""
+
+    __slots__ = ("_protection",)
+
+    async def __aenter__(self) -> None:
+        await self._mutex.lock()
+        self._protection = protect()
+        self._protection.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._protection.__exit__()
+        await super().__aexit__(kind, error, traceback)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from domains.scheduler.context import current_fiber
+from domains.scheduler.context import check
 from domains.scheduler.suspend import Suspension, suspend
 from domains.scheduler.waiters import WaitQueue
 
@@ -46,10 +46,7 @@ class Semaphore:
 
     async def acquire(self) -> None:
         """Take a permit; waits while none is free, behind those who wait already. A cancelled acquire takes none."""
-        fiber = current_fiber()
-        cancellation = fiber.context.cancellation
-        if cancellation is not None:
-            raise cancellation.tell(fiber)
+        check()
         if not self._try_acquire():
             await suspend(self._wait, "Semaphore.acquire", self)
 

@@ -12,9 +12,10 @@ import types
 from asyncio import CancelledError
 from collections.abc import Callable, Generator
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from domains.scheduler.context import Cancellation, Fiber, current_fiber
+from domains.scheduler.context import Cancellation, Fiber, fiber_on
+from domains.scheduler.running import running_loop
 
 if TYPE_CHECKING:
     from typing import AwaitableGenerator
@@ -23,21 +24,21 @@ __all__ = ["Suspension", "suspend"]
 
 T = TypeVar("T")
 
-_running_loop = asyncio._get_running_loop
-
 
 class Suspension(Generic[T]):
     """One wait. `operation` and `target` say what for, `since` when it began, in seconds of the monotonic clock."""
 
     __slots__ = ("_future", "_withdraw", "fiber", "is_protected", "operation", "since", "target")
 
-    def __init__(self, fiber: Fiber, operation: str, target: object, is_protected: bool) -> None:
+    def __init__(
+        self, fiber: Fiber, future: asyncio.Future[T], operation: str, target: object, is_protected: bool
+    ) -> None:
         self.fiber = fiber
         self.operation = operation
         self.target = target
         self.is_protected = is_protected
         self.since = monotonic()
-        self._future: asyncio.Future[T] = cast("asyncio.AbstractEventLoop", _running_loop()).create_future()
+        self._future = future
         self._withdraw: Callable[[Suspension[T]], object] | None = None
 
     def resume(self, value: T) -> bool:
@@ -49,7 +50,7 @@ class Suspension(Generic[T]):
         if future.done():
             return False
         loop = future.get_loop()
-        if _running_loop() is loop:
+        if running_loop() is loop:
             future.set_result(value)
         else:
             loop.call_soon_threadsafe(self.resume, value)
@@ -61,7 +62,7 @@ class Suspension(Generic[T]):
         if future.done():
             return False
         loop = future.get_loop()
-        if _running_loop() is loop:
+        if running_loop() is loop:
             future.set_exception(error)
         else:
             loop.call_soon_threadsafe(self.throw, error)
@@ -116,12 +117,13 @@ def suspend(
     Raises Cancelled, before it calls `begin`, in a cancelled context. A `protected` wait is not ended by the
     cancellation of its context; the `task.cancel()` of somebody else still ends it.
     """
-    fiber = current_fiber()
+    loop = asyncio.get_running_loop()
+    fiber = fiber_on(loop)
     if not protected:
         cancellation = fiber.context.cancellation
         if cancellation is not None:
             raise cancellation.tell(fiber)
-    suspension: Suspension[T] = Suspension(fiber, operation, target, protected)
+    suspension: Suspension[T] = Suspension(fiber, loop.create_future(), operation, target, protected)
     suspension._withdraw = begin(suspension)
     return _wait(suspension)
 

@@ -22,6 +22,7 @@ from domains.errors import Cancelled
 from domains.scheduler.cancel import protect
 from domains.scheduler.context import Cancellation, Context, Fiber, FiberTask, Work, current_fiber
 from domains.scheduler.promise import Promise, Raised, Resolver
+from domains.scheduler.running import running_loop, running_task
 from domains.scheduler.sequence import Sequence
 from domains.scheduler.suspend import Suspension, suspend
 
@@ -31,7 +32,6 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _log = logging.getLogger("domains")
-_running_loop = asyncio._get_running_loop
 
 
 class _State(enum.Enum):
@@ -230,7 +230,7 @@ class Switch:
             self._start(self._run(f, args), self._context, name or _name_of(f, "fiber"), context)
 
     async def _run(self, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        fiber = cast(FiberTask, current_fiber())
+        fiber = cast(FiberTask, running_task(self._loop))
         try:
             self._begin(fiber)
             result = f(*args)
@@ -266,7 +266,7 @@ class Switch:
         return promise
 
     async def _run_for(self, resolver: Resolver[Any], f: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        fiber = cast(FiberTask, current_fiber())
+        fiber = cast(FiberTask, running_task(self._loop))
         try:
             self._begin(fiber)
             result = f(*args)
@@ -339,7 +339,7 @@ class Switch:
         self._start(self._run_daemon(f, args, ended), self._daemons, name, variables)
 
     async def _run_daemon(self, f: Callable[..., Any], args: tuple[Any, ...], ended: Callable[[], None]) -> None:
-        fiber = cast(FiberTask, current_fiber())
+        fiber = cast(FiberTask, running_task(self._loop))
         try:
             self._begin(fiber)
             result = f(*args)
@@ -410,7 +410,7 @@ class Switch:
         """Raise RuntimeError unless something can be started in it, here and now."""
         if self._state is not _State.OPEN:
             raise RuntimeError(f"{self!r} cannot start anything: fork inside its `async with` block")
-        if _running_loop() is not self._loop:
+        if running_loop() is not self._loop:
             raise RuntimeError(f"{self!r} belongs to another event loop or thread: fork only where it was entered")
 
     def fork_seq(self, f: Callable[[Callable[[T], Awaitable[None]]], Awaitable[object]]) -> AsyncIterator[T]:

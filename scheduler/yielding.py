@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import types
 from collections.abc import Generator
+from typing import Any
 
-from domains.scheduler.context import current_fiber
+from domains.scheduler.context import FiberTask, current_fiber
+from domains.scheduler.running import here, running_task
 
 __all__ = ["yield_now"]
 
@@ -13,7 +15,9 @@ __all__ = ["yield_now"]
 @types.coroutine
 def yield_now() -> Generator[None, None, None]:
     """Let every fiber that can run now run once. Raises Cancelled, before or after, in a cancelled context."""
-    fiber = current_fiber()
+    fiber: Any = running_task(here.loop)
+    if type(fiber) is not FiberTask:
+        fiber = current_fiber()
     cancellation = fiber.context.cancellation
     if cancellation is not None:
         raise cancellation.tell(fiber)

@@ -81,7 +81,7 @@ def test_a_mutex_has_one_holder_at_a_time_and_ends_free_or_poisoned(
         assert not inside
         assert mutex.is_poisoned is poisoned
         assert not mutex.is_locked
-        assert not len(mutex._waiters)
+        assert not mutex._waiters
         for operation in interleaving.begun:
             assert operation.state != "failed" or (poisoned and isinstance(operation.error, Poisoned))
         if not poisoned:
