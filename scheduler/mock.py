@@ -20,7 +20,7 @@ from domains.errors import Deadlock
 from domains.scheduler.context import Context, Fiber, root_contexts
 from domains.scheduler.dump import report
 from domains.scheduler.run import run
-from domains.scheduler.threads import calls_under_way
+from domains.scheduler.threads import CallThread, calls_under_way
 
 __all__ = ["MockLoop", "run_mock"]
 
@@ -100,7 +100,11 @@ class MockLoop(asyncio.SelectorEventLoop):
         if len(self._selecting.get_map()) > self._own_registrations or self._handled_signals:
             return True
         workers: Any = getattr(concurrent.futures.thread, "_threads_queues", {})
-        return any(thread not in workers for thread in threading.enumerate() if thread not in self._threads_before)
+        return any(
+            thread not in workers and not (isinstance(thread, CallThread) and thread.is_over)
+            for thread in threading.enumerate()
+            if thread not in self._threads_before
+        )
 
     def _stuck(self) -> None:
         if self.deadlock is not None:

@@ -1,7 +1,8 @@
 """Runs a program on an event loop of its own: a root fiber in a root switch, signals, and an end without remains.
 
 The first Ctrl-C (SIGINT) cancels the root switch, and everything unwinds; when that is done KeyboardInterrupt is
-raised. A second one raises KeyboardInterrupt wherever the program is. SIGTERM does the same with SystemExit(143).
+raised. A second one raises KeyboardInterrupt wherever the program is, and ends the run: what can unwind without
+waiting still does. SIGTERM does the same with SystemExit(143).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, TypeVar, cast
 
@@ -24,6 +25,7 @@ __all__ = ["event_loop_factory", "new_event_loop", "run"]
 T = TypeVar("T")
 
 _TERMINATED = 128 + signal.SIGTERM
+_LAST_TURNS = 100
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -58,25 +60,34 @@ def run(
         raise RuntimeError("an event loop runs in this thread already: await the function instead of running it")
     root = Switch("main")
     loop = loop_factory()
+    interruption = _Interruption(loop, root)
     try:
         asyncio.set_event_loop(loop)
         task = _root_task(loop, root, main)
         in_main_thread = threading.current_thread() is threading.main_thread()
-        with _signals(loop, root, handle_signals and in_main_thread, dump_on_signal) as interruption:
+        with _signals(interruption, handle_signals and in_main_thread, dump_on_signal):
             try:
-                loop.run_until_complete(task)
-            except asyncio.CancelledError as cancelled:
-                if interruption:
-                    raise interruption[0] from cancelled
+                result = loop.run_until_complete(task)
+            except BaseException as error:
+                ended_by = interruption.error
+                if ended_by is None or error is ended_by:
+                    raise
+                if interruption.is_immediate:
+                    raise ended_by from None
+                if isinstance(error, asyncio.CancelledError):
+                    raise ended_by from error
                 raise
-            if interruption:
-                raise interruption[0]  # it came too late to cancel anything, and is no less meant
-            return task.result()
+        if interruption.error is not None:
+            raise interruption.error
+        return result
     finally:
         try:
-            _cancel_remaining_tasks(loop)
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
+            if interruption.is_immediate:
+                _unwind_without_waiting(loop)
+            else:
+                _cancel_remaining_tasks(loop)
+                loop.run_until_complete(loop.shutdown_asyncgens())
+                loop.run_until_complete(loop.shutdown_default_executor())
         finally:
             asyncio.set_event_loop(None)
             loop.close()
@@ -102,40 +113,79 @@ def _root_task(loop: asyncio.AbstractEventLoop, root: Switch, main: Callable[[],
     return fiber
 
 
-@contextmanager
-def _signals(
-    loop: asyncio.AbstractEventLoop, root: Switch, handle: bool, dump_on_signal: int | None
-) -> Iterator[list[BaseException]]:
-    """Handlers for the time of the run; yields a list that holds the interruption once there was one."""
-    interruption: list[BaseException] = []
+class _Interruption:
+    """None -> asked to end -> asked to end at once, by a first and a second signal."""
 
-    def interrupt(error: BaseException) -> None:
-        if interruption:
+    def __init__(self, loop: asyncio.AbstractEventLoop, root: Switch) -> None:
+        self.loop = loop
+        self._root = root
+        self.error: BaseException | None = None
+        self.is_immediate = False
+
+    def on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupt(KeyboardInterrupt())
+
+    def on_terminate(self, number: int, frame: FrameType | None) -> None:
+        self._interrupt(SystemExit(_TERMINATED))
+
+    def _interrupt(self, error: BaseException) -> None:
+        if self.error is None:
+            self.error = error
+            self.loop.call_soon_threadsafe(self._root.interrupt, error)
+        else:
+            self.error = error
+            self.is_immediate = True
+            self.loop.call_soon_threadsafe(self.loop.stop)  # for code that catches what is raised here
             raise error
-        interruption.append(error)
-        loop.call_soon_threadsafe(root.interrupt, error)
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        interrupt(KeyboardInterrupt())
 
-    def on_terminate(number: int, frame: FrameType | None) -> None:
-        interrupt(SystemExit(_TERMINATED))
-
+@contextmanager
+def _signals(interruption: _Interruption, handle: bool, dump_on_signal: int | None) -> Iterator[None]:
+    """Handlers for the time of the run."""
     handlers: dict[int, Any] = {}
     if handle:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            handlers[signal.SIGINT] = on_interrupt
+            handlers[signal.SIGINT] = interruption.on_interrupt
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            handlers[signal.SIGTERM] = on_terminate
+            handlers[signal.SIGTERM] = interruption.on_terminate
         if dump_on_signal is not None:
             handlers[dump_on_signal] = dump_to_stderr
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield interruption
+        with _waking_on_signals(interruption.loop) if handle else nullcontext():
+            yield
     finally:
         for number, handler in previous.items():
-            if signal.getsignal(number) is handlers[number]:
+            if signal.getsignal(number) == handlers[number]:
                 signal.signal(number, handler)
+
+
+@contextmanager
+def _waking_on_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Let every signal end the loop's sleep: its handler runs only when Python does.
+
+    Without this a signal is heard at once only if it hits this very thread within its sleep, not just before.
+    """
+    pipe = getattr(loop, "_csock", None)  # asyncio's own, which wakes it; uvloop does all this itself
+    if pipe is None:
+        yield
+        return
+    previous = signal.set_wakeup_fd(pipe.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+
+
+def _unwind_without_waiting(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel everything, and give it a number of turns, not time."""
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    for _ in range(_LAST_TURNS):
+        if not asyncio.all_tasks(loop):
+            break
+        loop.call_soon(loop.stop)
+        loop.run_forever()
 
 
 def _cancel_remaining_tasks(loop: asyncio.AbstractEventLoop) -> None:

@@ -1,7 +1,8 @@
-"""Blocking calls off the loop, in threads.
+"""Blocking calls off the loop, each in a thread of its own.
 
-A call that may be abandoned gets a daemon thread of its own, because nobody knows when it ends; all others share the
-loop's thread pool. How many calls are under way on a loop is counted, for loops whose time stands still meanwhile.
+The threads are daemons: a program that is told to end at once does not wait for a call that blocks. At most
+`THREADS_AT_ONCE` run for one loop, calls that were abandoned included; further ones wait their turn, first come, first
+served. How many calls a loop waits for is counted, for loops whose time stands still meanwhile.
 """
 
 from __future__ import annotations
@@ -13,48 +14,63 @@ import functools
 import threading
 import weakref
 from asyncio import CancelledError
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar, TypeVarTuple
 
 from domains.scheduler.context import check
 from domains.scheduler.promise import Promise, Raised, Resolver
+from domains.scheduler.semaphore import Semaphore
 from domains.scheduler.suspend import suspend
 
-__all__ = ["calls_under_way", "run_in_thread"]
+__all__ = ["THREADS_AT_ONCE", "CallThread", "calls_under_way", "run_in_thread"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-_under_way: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[None]] = weakref.WeakKeyDictionary()
+THREADS_AT_ONCE = 64
+
+
+class _Calls:
+    """Those of one loop."""
+
+    __slots__ = ("permits", "under_way")
+
+    def __init__(self) -> None:
+        self.permits = Semaphore(THREADS_AT_ONCE, label="threads at once")
+        self.under_way = 0
+
+
+_calls: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Calls] = weakref.WeakKeyDictionary()
 
 
 def calls_under_way(loop: asyncio.AbstractEventLoop) -> int:
     """How many calls in threads this loop waits for; a call that was abandoned counts no more."""
-    return _under_way[loop][None] if loop in _under_way else 0
+    return _calls[loop].under_way if loop in _calls else 0
 
 
 async def run_in_thread(f: Callable[[*Ts], T], *args: *Ts, cancellable: bool = False) -> T:
     """Call `f(*args)` in a thread, with a copy of this fiber's context variables, and return its result.
 
     Raises what f raises. Cancelling waits for the call to end, and its result is returned; with `cancellable` the call
-    is abandoned, and its result dropped.
+    is abandoned, and its result dropped. A call that still waits for a thread is just cancelled.
     """
     check()
     loop = asyncio.get_running_loop()
-    promise: Promise[T]
-    promise, resolver = Promise.create(getattr(f, "__name__", None))
-    call = functools.partial(_call, resolver, functools.partial(contextvars.copy_context().run, f, *args))
-    if cancellable:
-        threading.Thread(target=call, name=f"run_in_thread {promise.label}", daemon=True).start()
-    else:
-        loop.run_in_executor(None, call)
-    counter = _under_way.setdefault(loop, Counter())
-    counter[None] += 1
+    calls = _calls.setdefault(loop, _Calls())
+    calls.under_way += 1
     try:
+        await calls.permits.acquire()
+        promise: Promise[T]
+        promise, resolver = Promise.create(getattr(f, "__name__", None))
+        call = functools.partial(contextvars.copy_context().run, f, *args)
+        try:
+            CallThread(call, loop, calls.permits, resolver).start()
+        except BaseException:  # RuntimeError: the system gives no more threads
+            calls.permits.release()
+            raise
         return await promise if cancellable else await _outcome(promise, f)
     finally:
-        counter[None] -= 1
+        calls.under_way -= 1
 
 
 async def _outcome(promise: Promise[T], f: object) -> T:
@@ -72,13 +88,37 @@ async def _outcome(promise: Promise[T], f: object) -> T:
     return result.value
 
 
-def _call(resolver: Resolver[Any], call: Callable[[], Any]) -> None:
-    """In the thread. Nobody may wait for the outcome any more, or the loop be closed."""
-    try:
-        value = call()
-    except BaseException as error:
-        with contextlib.suppress(RuntimeError):
-            resolver.try_fail(error)
-    else:
-        with contextlib.suppress(RuntimeError):
-            resolver.try_resolve(value)
+class CallThread(threading.Thread):
+    """Makes one call, and hands its outcome over to the loop."""
+
+    def __init__(
+        self,
+        call: Callable[[], Any],
+        loop: asyncio.AbstractEventLoop,
+        permits: Semaphore,
+        resolver: Resolver[Any],
+    ) -> None:
+        super().__init__(name=f"run_in_thread {resolver.promise.label}", daemon=True)
+        self.is_over = False
+        """Whether the call has returned: then nothing comes from here but the outcome."""
+        self._call: Callable[[], Any] | None = call
+        self._loop = loop
+        self._permits = permits
+        self._resolver = resolver
+
+    def run(self) -> None:
+        call, self._call = self._call, None
+        assert call is not None
+        try:
+            value = call()
+        except BaseException as error:
+            settle = functools.partial(self._resolver.fail, error)
+        else:
+            settle = functools.partial(self._resolver.resolve, value)
+        self.is_over = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._hand_over, settle)
+
+    def _hand_over(self, settle: Callable[[], None]) -> None:
+        self._permits.release()
+        settle()
