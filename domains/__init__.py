@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from domains.identity import DomainInfo, current
     from domains.pool.executor import ExecutorPool
+    from domains.pool_executor import PoolExecutor
     from domains.scheduler import (
         CancelScope,
         Condition,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         timeout,
     )
     from domains.start import run
+    from domains.state import domain_state
 
 __all__ = [
     "AlreadyResolved",
@@ -78,6 +80,7 @@ __all__ = [
     "NotPicklable",
     "Poisoned",
     "Pool",
+    "PoolExecutor",
     "Promise",
     "Raised",
     "Resolver",
@@ -86,6 +89,7 @@ __all__ = [
     "Stream",
     "Switch",
     "current",
+    "domain_state",
     "errors",
     "fiber",
     "move_on_after",
@@ -103,7 +107,9 @@ _ELSEWHERE = {
     "DomainManager": "domains.domain_manager",
     "Environment": "domains.env",
     "ExecutorPool": "domains.pool.executor",
+    "PoolExecutor": "domains.pool_executor",
     "current": "domains.identity",
+    "domain_state": "domains.state",
     "recommended_domain_count": "domains.cores",
     "run": "domains.start",
 }

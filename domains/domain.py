@@ -30,9 +30,11 @@ from domains.protocol import (
     JobRaised,
     JobReturned,
     LendWeight,
+    MemoryExceeded,
     Ready,
     RegainWeight,
     RevokeJobs,
+    WatchMemory,
 )
 from domains.scheduler.cancel import move_on_after, protect
 from domains.scheduler.promise import Promise
@@ -102,6 +104,7 @@ class DomainHandle:
         self._cancelling: dict[int, _Cancelling] = {}
         self._watch: asyncio.TimerHandle | None = None
         self._why_killed: str | None = None
+        self._when_ready: Callable[[], object] | None = None
         conversation.handle(Ready, self._ready)
         conversation.handle(JobReturned, self._returned)
         conversation.handle(JobRaised, self._raised)
@@ -123,6 +126,11 @@ class DomainHandle:
     def takes_jobs(self) -> bool:
         """Whether `start` has a point: it is neither asked to finish nor known to be gone."""
         return self.state is DomainState.OPEN and self.link.is_open
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it was killed here, for a reason."""
+        return self._why_killed is not None
 
     def when_answered(self, callback: Callable[[Job[Any], float], None]) -> None:
         """Call `callback(job, seconds)` for each job that this domain answers."""
@@ -205,6 +213,9 @@ class DomainHandle:
     def job_ended(self, job: Job[Any]) -> None:
         """A job that this domain was called with has ended: there is nothing to account for."""
 
+    def try_again(self, job: Job[Any]) -> None:
+        raise AssertionError("a call is not retried")
+
     def take_back(self) -> list[Job[Any]]:
         """The jobs that were sent and not begun; those among them that nobody cancelled are queued again."""
         tickets = self.claims.take_back()
@@ -218,6 +229,16 @@ class DomainHandle:
         """Call this once when the domain has ended, before those who wait for its jobs are told."""
         self._when_ended.append(callback)
 
+    def when_ready(self, callback: Callable[[], object]) -> None:
+        """Call this once when the domain runs."""
+        assert self._when_ready is None
+        self._when_ready = callback
+
+    def watch_memory(self, most_bytes: int, callback: Callable[[], None]) -> None:
+        """Call this once when the domain holds more resident memory than so much, after a job."""
+        self.conversation.handle(MemoryExceeded, lambda message, _: callback())
+        self.conversation.send(WatchMemory(most_bytes))
+
     def _hand_back(self, tickets: Iterable[int]) -> list[Job[Any]]:
         jobs = []
         for ticket in tickets:
@@ -229,17 +250,15 @@ class DomainHandle:
         return jobs
 
     def recover(self) -> list[Job[Any]]:
-        """At the end: the jobs that never began, and those that may be tried again, queued once more."""
+        """At the end: the jobs that never began, queued once more."""
         assert self.state is DomainState.ENDED
         last = self.claims.last_started()
-        recovered = []
-        for ticket, job in self.jobs.items():
-            if job.weight and ticket > last:
-                recovered.append(ticket)
-            elif job.retries > 0 and job.state is JobState.SENT:
-                job.retries -= 1
-                recovered.append(ticket)
-        return self._hand_back(recovered)
+        return self._hand_back([ticket for ticket, job in self.jobs.items() if job.weight and ticket > last])
+
+    def hand_back(self, which: Callable[[Job[Any]], bool]) -> list[Job[Any]]:
+        """At the end: the jobs of which this is true, queued once more, though they may have begun."""
+        assert self.state is DomainState.ENDED
+        return self._hand_back([ticket for ticket, job in self.jobs.items() if which(job)])
 
     def error(self, job: Job[Any] | None = None) -> DomainsError:
         """What the end of this domain means for one who depended on it."""
@@ -248,6 +267,8 @@ class DomainHandle:
         if ending.why is not None and not self.was_ready:
             return DomainUnavailable(f"domain {self.name!r} could not be started: {ending.why}")
         what = "" if job is None else f"before job {job.function.name!r} had ended"
+        if job is not None and job.retry is not None:
+            what += f" at its attempt {job.retry.attempt}"
         if why := self._why_killed or ending.why:
             what = f"because {why}, {what}".rstrip(", ")
         return DomainDied(self.name, ending.exitcode, ending.signal, ending.crash, what or None)
@@ -293,6 +314,8 @@ class DomainHandle:
 
     def _ready(self, message: Ready, _: Buffers) -> None:
         self.was_ready = True
+        if self._when_ready is not None:
+            self._when_ready()
         if self._process.pid is None:
             self._process.pid = message.pid  # the launcher says it too, but that may come later than the first answers
 

@@ -1,7 +1,8 @@
 """A job as its submitter holds it: what to run, and the promise of its outcome.
 
 States: Queued -> Sent -> Ended, with Cancelling between Sent and Ended when nobody wants the result any more;
-Queued -> Ended when it is cancelled before it was sent; Sent -> Queued when its domain hands it back unstarted.
+Queued -> Ended when it is cancelled before it was sent; Sent -> Queued when its domain hands it back unstarted,
+or when it has failed and may be run again.
 A job ends exactly once, and its promise is resolved then.
 """
 
@@ -22,6 +23,7 @@ from domains.functions import Function
 from domains.ipc.pickling import Pickling
 from domains.protocol import JobRaised, JobReturned, StartJob
 from domains.references.registry import References
+from domains.retry import Retry
 from domains.scheduler.cancel import protect
 from domains.scheduler.promise import Promise, Raised, Result, Returned
 from domains.scheduler.switch import Switch
@@ -49,6 +51,9 @@ class Owner(Protocol):
     def job_ended(self, job: Job[Any], /) -> None:
         """The job has ended, and its promise has the outcome."""
 
+    def try_again(self, job: Job[Any], /) -> None:
+        """The job has failed, and its `retry` allows it to be run again."""
+
 
 class Job(Generic[T]):
     """One job. `ticket` numbers its current sending: tickets grow in the order in which a domain gets jobs."""
@@ -64,7 +69,7 @@ class Job(Generic[T]):
         "owner",
         "priority",
         "promise",
-        "retries",
+        "retry",
         "seconds",
         "sequence",
         "state",
@@ -82,7 +87,7 @@ class Job(Generic[T]):
         weight: int,
         owner: Owner,
         priority: int = 0,
-        retries: int = 0,
+        retry: Retry | None = None,
     ) -> None:
         """Pickles the arguments now, so that the caller may change them afterwards. Raises NotPicklable."""
         self.function = function
@@ -99,7 +104,7 @@ class Job(Generic[T]):
         self.weight = weight
         self.owner = owner
         self.priority = priority
-        self.retries = retries
+        self.retry = retry
         self.sequence = next(_sequence)
         self.switch: Switch | None = None
         self.holder: Any = None  # the domain that has it, where a pool keeps account of that
@@ -142,7 +147,11 @@ class Job(Generic[T]):
             error = cancelled
         elif reason is not None and isinstance(error, Cancelled) and error.reason is None:
             error.reason = reason
-        self.fail(error)
+        if self.retry is not None and self.state is JobState.SENT and self.retry.allows(error):
+            self.state = JobState.QUEUED
+            self.owner.try_again(self)
+        else:
+            self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         self._end(Raised(error, error.__traceback__))

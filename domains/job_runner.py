@@ -29,6 +29,7 @@ from domains.ipc.claims import ReceivedClaims
 from domains.ipc.interrupts import NOBODY
 from domains.lending import Loan
 from domains.lending import begin as begin_loan
+from domains.memory import MemoryWatch
 from domains.protocol import (
     FULL_WEIGHT,
     CancelHeard,
@@ -39,9 +40,11 @@ from domains.protocol import (
     JobRaised,
     JobReturned,
     LendWeight,
+    MemoryExceeded,
     RegainWeight,
     RevokeJobs,
     StartJob,
+    WatchMemory,
 )
 from domains.scheduler import fiber
 from domains.scheduler.cancel import CancelScope
@@ -104,6 +107,7 @@ class JobRunner:
         self._running: dict[int, CancelScope | None] = {}
         self._weight = 0
         self._lent: set[int] = set()  # running jobs whose weight does not count at the moment
+        self._memory: MemoryWatch | None = None
         self._finishing = False
         self._pump_scheduled = False
         self._base = contextvars.copy_context()
@@ -113,6 +117,7 @@ class JobRunner:
         conversation.handle(CancelJob, self._cancel)
         conversation.handle(RevokeJobs, self._revoke)
         conversation.handle(Finish, self._finish)
+        conversation.handle(WatchMemory, self._watch_memory)
         conversation.after_frame(self.pump)
 
     def _define(self, message: DefineFunction, _: Buffers) -> None:
@@ -158,6 +163,11 @@ class JobRunner:
     def _finish(self, message: Finish, _: Buffers) -> None:
         self._finishing = True
 
+    def _watch_memory(self, message: WatchMemory, _: Buffers) -> None:
+        self._memory = MemoryWatch(
+            message.most_bytes, lambda size_bytes: self._conversation.send(MemoryExceeded(size_bytes))
+        )
+
     def pump(self) -> None:
         """Start what may start now; comes back by itself when the loop has had a turn."""
         self._pump_scheduled = False
@@ -167,8 +177,12 @@ class JobRunner:
             self._start(received)
             self._busy_with[0] = NOBODY
             if time.perf_counter() > slice_end:
+                if self._memory is not None:
+                    self._memory.look()
                 self._schedule_pump()
                 return
+        if self._memory is not None:
+            self._memory.look()
         if self._finishing and not (self._running or self._received or self._at_once):
             self._finishing = False
             self._on_finished()

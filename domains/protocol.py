@@ -167,7 +167,10 @@ class RegainWeight(Struct, tag=20, array_like=True, gc=False):
 
 
 class SubmitJob(Struct, tag=21, array_like=True, gc=False):
-    """To a pool's home: run a function there, as `StartJob` says; the sender numbers its jobs."""
+    """To a pool's home: run a function there, as `StartJob` says; the sender numbers its jobs.
+
+    With `retries` left, `retry` is the pickle of after what and how soon.
+    """
 
     to: int
     sender: int
@@ -180,6 +183,7 @@ class SubmitJob(Struct, tag=21, array_like=True, gc=False):
     weight: int
     priority: int
     retries: int
+    retry: bytes
     variables: bytes
     buffers: int
 
@@ -206,6 +210,18 @@ class SubmittedEnded(Struct, tag=23, array_like=True, gc=False):
     data: bytes
     seconds: float
     buffers: int
+
+
+class WatchMemory(Struct, tag=24, array_like=True):
+    """From the parent: say once when the domain's resident memory is more than so many bytes after a job."""
+
+    most_bytes: int
+
+
+class MemoryExceeded(Struct, tag=25, array_like=True):
+    """The resident memory, in bytes, that was too much."""
+
+    size_bytes: int
 
 
 class Ready(Struct, tag=12, array_like=True):
@@ -240,6 +256,8 @@ Message = (
     | SubmitJob
     | CancelSubmitted
     | SubmittedEnded
+    | WatchMemory
+    | MemoryExceeded
     | Ready
     | Finish
 )

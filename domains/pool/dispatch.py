@@ -2,26 +2,25 @@
 
 Invariants: jobs of one priority are sent in the order of their submission; a domain is sent jobs while the weights
 of those it has add up to less than 1.0, and, when jobs are short, some more ahead of time; what was sent ahead is
-taken back as soon as another domain could start it, or a job of a higher priority comes. A domain that dies is
-replaced, and what it had not begun goes to others. Every job ends exactly once.
+taken back as soon as another domain could start it, or a job of a higher priority comes. What a domain that dies had
+not begun goes to others, and what it had begun too, after a while, if it may be run again. Every job ends exactly once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle
-from domains.errors import Cancelled, Closed, DomainsError, DomainUnavailable
+from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS
+from domains.errors import Cancelled, Closed, DomainDied, DomainsError
 from domains.job import Job, JobState
+from domains.pool.members import Member, Members, MemberState
+from domains.pool.options import PoolOptions
 from domains.pool.queue import JobQueue
 from domains.pool.stats import DomainStats, PoolStats
 from domains.protocol import FULL_WEIGHT
-from domains.scheduler.cancel import protect
 from domains.scheduler.promise import Promise
-from domains.scheduler.switch import Switch
 
 if TYPE_CHECKING:
     from domains.domain_manager import DomainManager
@@ -32,9 +31,6 @@ _AHEAD_SECONDS = 0.002
 _MOST_AHEAD = 1024
 """The same as a number of jobs; well below `domains.ipc.claims.MOST_OFFERED`."""
 
-_MOST_FALSE_STARTS = 3
-"""After so many domains in a row that ended before they were ready, the pool gives up."""
-
 
 class Submissions(Protocol):
     """Where a pool's jobs go: the `Dispatcher` at its home, or what stands for that elsewhere."""
@@ -42,58 +38,41 @@ class Submissions(Protocol):
     size: int
 
     @property
-    def closed(self) -> DomainsError | None:
+    def refusal(self) -> DomainsError | None:
         """Why no job may be submitted any more, or None."""
 
     def push(self, job: Job[Any], /) -> None: ...
     def cancel(self, job: Job[Any], reason: BaseException, /) -> None: ...
     def job_ended(self, job: Job[Any], /) -> None: ...
+    def try_again(self, job: Job[Any], /) -> None: ...
     def stats(self) -> PoolStats: ...
-
-
-class _Member:
-    """One place in the pool: the domain that holds it now, and the weights of all jobs which that domain has."""
-
-    __slots__ = ("batch", "handle", "lent", "load", "waiting")
-
-    def __init__(self, handle: DomainHandle) -> None:
-        self.handle = handle
-        self.load = 0
-        self.batch: list[Job[Any]] = []  # chosen for it in this dispatch
-        self.lent: set[Job[Any]] = set()  # those whose weight is not in the load, while they wait for others
-        self.waiting: Callable[[], None] | None = None  # withdraws our wait for its congested link
-
-    @property
-    def jobs(self) -> int:
-        return len(self.handle.jobs) + len(self.batch)
 
 
 class Dispatcher:
     """The queue of a pool and its domains. Starts the domains at once; belongs to the running loop."""
 
-    def __init__(self, manager: DomainManager, count: int, grace: float) -> None:
-        self.size = count
-        self._grace = grace
-        self._manager = manager
+    def __init__(self, manager: DomainManager, options: PoolOptions) -> None:
+        self.size = options.max_domains
         self._loop = asyncio.get_running_loop()
         self._queue = JobQueue()
-        self._members: dict[DomainHandle, _Member] = {}
+        self._resting: dict[Job[Any], asyncio.TimerHandle] = {}  # jobs that will be run again, after a while
+        self._max_jobs = options.max_jobs or 0
         self._closed: DomainsError | None = None
+        self._drained: DomainsError | None = None
         self._unfinished = 0
         self._when_idle: list[Callable[[], object]] = []
         self._scheduled = False
         self._job_seconds: float | None = None
         self._sent_priority = 0
-        self._false_starts = 0
-        with contextlib.ExitStack() as on_failure:
-            on_failure.callback(self._kill_members)
-            for _ in range(count):
-                self._recruit()
-            on_failure.pop_all()
+        self._members = Members(manager, options, self)
+
+    @property
+    def refusal(self) -> DomainsError | None:
+        return self._closed or self._drained
 
     @property
     def closed(self) -> DomainsError | None:
-        """Why no job may be submitted any more, or None."""
+        """As `refusal`, for jobs that are submitted by jobs of this pool: they go on while it is drained."""
         return self._closed
 
     def push(self, job: Job[Any]) -> None:
@@ -102,28 +81,40 @@ class Dispatcher:
         self._unfinished += 1
         self._queue.push(job)
         if not self._scheduled:
-            self._schedule()
+            self.changed()
 
     def cancel(self, job: Job[Any], reason: BaseException) -> None:
         """End a job that nobody wants any more: at once if it waits here, else where it is."""
         if job.state is JobState.SENT and job.weight:
             # It may wait behind a long job in a domain that reads nothing: try to have it back first.
-            self._take_back(self._members[job.holder])
-        if job.state is JobState.QUEUED:
+            self.take_back(self._members[job.holder])
+        if job.state is JobState.SENT:
+            job.holder.cancel(job, reason)
+        elif job in self._resting:
+            self._resting.pop(job).cancel()
+            job.fail(Cancelled(reason))
+        elif job.state is JobState.QUEUED:
             job.fail(Cancelled(reason))
             self._queue.cancelled()
-        elif job.state is JobState.SENT:
-            job.holder.cancel(job, reason)
 
     def stats(self) -> PoolStats:
         domains = tuple(
-            DomainStats(handle.name, handle.pid, member.jobs, member.load / FULL_WEIGHT)
-            for handle, member in self._members.items()
+            DomainStats(member.handle.name, member.handle.pid, member.jobs, member.load / FULL_WEIGHT, member.answered)
+            for member in self._members
         )
         running = sum(domain.jobs for domain in domains)
-        return PoolStats(len(self._queue), running, sum(domain.weight for domain in domains), domains)
+        queued = len(self._queue) + len(self._resting)
+        return PoolStats(queued, running, sum(domain.weight for domain in domains), domains)
 
-    # The pool's end
+    # The pool's life
+
+    async def ready(self) -> None:
+        """Wait until the least number of domains can serve."""
+        await self._members.ready()
+
+    def refuse(self) -> None:
+        """Accept nothing more from outside."""
+        self._drained = Closed("the executor pool is being drained: it takes no new jobs")
 
     async def all_ended(self) -> None:
         """Wait until no job waits or runs."""
@@ -135,77 +126,77 @@ class Dispatcher:
     async def finish(self) -> None:
         """Close the domains once their jobs have ended."""
         self._close()
-        await self._close_members(FINISHING_SECONDS)
+        await self._members.close(FINISHING_SECONDS)
 
     async def abandon(self, reason: BaseException) -> None:
         """Cancel every job and close the domains; those that do not come to an end are killed."""
         self._close()
         if isinstance(reason, Cancelled) and reason.reason is not None:
             reason = reason.reason
-        for job in self._queue.clear():
-            job.fail(Cancelled(reason))
-        for handle in self._members:
-            handle.cancel_jobs(reason)
-        await self._close_members(CANCELLING_SECONDS)
+        self._fail_waiting(lambda: Cancelled(reason))
+        self._members.cancel_jobs(reason)
+        self._fail_waiting(lambda: Cancelled(reason))  # what was taken back from the domains
+        await self._members.close(CANCELLING_SECONDS)
 
     def _close(self) -> None:
-        self._closed = Closed("the executor pool is closed: submit inside its `async with` block")
+        if self._closed is None:
+            self._closed = Closed("the executor pool is closed: submit inside its `async with` block")
 
-    async def _close_members(self, seconds: float) -> None:
-        with protect():
-            async with Switch(name="closing a pool") as switch:
-                for handle in list(self._members):
-                    switch.fork(handle.close, seconds)
+    def _fail_waiting(self, failure: Callable[[], BaseException]) -> None:
+        for job in self._queue.clear():
+            job.fail(failure())
+        resting, self._resting = self._resting, {}
+        for job, timer in resting.items():
+            timer.cancel()
+            job.fail(failure())
 
-    def _kill_members(self) -> None:
-        self._close()
-        for handle in list(self._members):
-            handle.kill()
+    def broken(self, failure: DomainsError) -> None:
+        """Nothing can be run any more: those who wait are told why."""
+        self._closed = failure
+        self._fail_waiting(lambda: failure)
 
-    # Domains come and go
+    # What the members tell
 
-    def _recruit(self) -> None:
-        handle = self._manager.open()
-        handle.grace_seconds = self._grace
-        self._members[handle] = _Member(handle)
-        handle.conversation.after_frame(self._dispatch_after_answers)
-        handle.when_answered(self._answered)
-        handle.when_lent(self._weight_lent)
-        handle.when_ended(self._domain_ended)
+    def answered(self, job: Job[Any], seconds: float) -> None:
+        if job.holder is None:
+            return  # not one of the pool's: a domain's initializer
+        member = self._members[job.holder]
+        member.answered += 1
+        if member.lent and job in member.lent:
+            member.lent.discard(job)
+        else:
+            member.load -= job.weight
+        job.holder = None
+        if job.weight == FULL_WEIGHT:
+            known = self._job_seconds
+            self._job_seconds = seconds if known is None else known + (seconds - known) / 16
+        if member.state is MemberState.RETIRED and not member.handle.jobs:
+            self._members.done(member)
 
-    def _domain_ended(self, handle: DomainHandle) -> None:
-        member = self._members.pop(handle)
-        if member.waiting is not None:
-            member.waiting()
+    def weight_lent(self, job: Job[Any], lent: bool) -> None:
+        member = self._members[job.holder]
+        if lent:
+            member.lent.add(job)
+            member.load -= job.weight
+        else:
+            member.lent.discard(job)
+            member.load += job.weight
+
+    def lost(self, member: Member) -> None:
+        """A domain has ended: what it had goes back to the queue, as far as it may."""
+        handle = member.handle
+        self._queue.put_back(self._let_go(handle.recover()))
+        if self._closed is None:
+            for job in self._let_go(handle.hand_back(_may_be_run_again)):
+                self._rest(job)
         for job in handle.jobs.values():
             job.holder = None
-        if self._closed is not None:
-            return
-        self._queue.put_back(handle.recover())
-        self._false_starts = 0 if handle.was_ready else self._false_starts + 1
-        if self._false_starts >= _MOST_FALSE_STARTS:
-            self._give_up(handle)
-            return
-        try:
-            self._recruit()
-        except DomainsError as error:
-            self._break(error)
-        self._schedule()
 
-    def _give_up(self, handle: DomainHandle) -> None:
-        failure = DomainUnavailable(
-            f"the pool's domains cannot start: {_MOST_FALSE_STARTS} in a row ended before they were ready; "
-            f"the last: {handle.error()}"
-        )
-        failure.__cause__ = handle.error()
-        self._break(failure)
-
-    def _break(self, failure: DomainsError) -> None:
-        """Nothing can be run any more, unless a domain still lives: those who wait are told why."""
-        if not self._members:
-            self._closed = failure
-            for job in self._queue.clear():
-                job.fail(failure)
+    def changed(self) -> None:
+        """Jobs, or domains that could take some, have come: dispatch in the loop's next turn."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch_now)
 
     # Jobs come and go
 
@@ -216,43 +207,40 @@ class Dispatcher:
             for callback in callbacks:
                 callback()
 
-    def _answered(self, job: Job[Any], seconds: float) -> None:
-        member = self._members[job.holder]
-        if member.lent and job in member.lent:
-            member.lent.discard(job)
+    def try_again(self, job: Job[Any]) -> None:
+        """A job of this pool has failed in a way that it may be run again after."""
+        if self._closed is not None:
+            job.fail(self._closed)
         else:
-            member.load -= job.weight
-        job.holder = None
-        if job.weight == FULL_WEIGHT:
-            known = self._job_seconds
-            self._job_seconds = seconds if known is None else known + (seconds - known) / 16
+            self._rest(job)
 
-    def _weight_lent(self, job: Job[Any], lent: bool) -> None:
-        member = self._members[job.holder]
-        if lent:
-            member.lent.add(job)
-            member.load -= job.weight
-        else:
-            member.lent.discard(job)
-            member.load += job.weight
+    def _rest(self, job: Job[Any]) -> None:
+        assert job.retry is not None
+        self._resting[job] = self._loop.call_later(job.retry.next_delay(), self._wake, job)
 
-    def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._dispatch_now)
+    def _wake(self, job: Job[Any]) -> None:
+        del self._resting[job]
+        self._queue.put_back([job])
+        self.changed()
+
+    def _let_go(self, jobs: list[Job[Any]]) -> list[Job[Any]]:
+        for job in jobs:
+            job.holder = None
+        return jobs
 
     def _dispatch_now(self) -> None:
         self._scheduled = False
-        self._dispatch_after_answers()
+        self.answers_came()
 
-    def _dispatch_after_answers(self) -> None:
+    def answers_came(self) -> None:
         """Send what can be sent; called when jobs were submitted and when domains have answered."""
         queue = self._queue
         if not len(queue):
             self._rebalance()
             return
-        available = [m for m in self._members.values() if m.handle.takes_jobs and not self._is_congested(m)]
+        available = [m for m in self._members if m.serves and not self._is_congested(m)]
         ahead = self._jobs_ahead()
+        max_jobs = self._max_jobs
         while available and (job := queue.first()) is not None:
             if job.priority > self._sent_priority:
                 self._take_back_what_is_ahead()
@@ -271,11 +259,21 @@ class Dispatcher:
             member.load += weight
             job.holder = member.handle
             member.batch.append(job)
+            member.sent += 1
+            if member.sent == max_jobs:
+                available.remove(member)
+                self._send(member)
+                self._members.retire(member)
         for member in available:
             if member.batch:
-                batch, member.batch = member.batch, []
-                member.handle.start(batch)
-                member.handle.link.flush()
+                self._send(member)
+        if len(queue) and all(member.load >= FULL_WEIGHT for member in available):
+            self._members.grow(len(queue))
+
+    def _send(self, member: Member) -> None:
+        batch, member.batch = member.batch, []
+        member.handle.start(batch)
+        member.handle.link.flush()
 
     def _jobs_ahead(self) -> int:
         """How many jobs to send to a domain beyond what it can start now."""
@@ -284,38 +282,44 @@ class Dispatcher:
             return 1
         return min(_MOST_AHEAD, int(_AHEAD_SECONDS / max(seconds, 1e-7)))
 
-    def _is_congested(self, member: _Member) -> bool:
+    def _is_congested(self, member: Member) -> bool:
         if not member.handle.link.is_congested:
             return False
         if member.waiting is None:
 
             def writable() -> None:
                 member.waiting = None
-                self._schedule()
+                self.changed()
 
             member.waiting = member.handle.link.when_writable(writable)
         return True
 
     def _rebalance(self) -> None:
         """Nothing waits here: if a domain could start what another was sent ahead, take that back and send it."""
-        members = self._members.values()
-        if any(m.load < FULL_WEIGHT and m.handle.takes_jobs for m in members) and any(
-            m.load > FULL_WEIGHT and m.jobs > 1 for m in members
+        if any(m.load < FULL_WEIGHT and m.serves for m in self._members) and any(
+            m.load > FULL_WEIGHT and m.jobs > 1 for m in self._members
         ):
             self._take_back_what_is_ahead()
             if len(self._queue):
-                self._dispatch_after_answers()
+                self.answers_came()
 
     def _take_back_what_is_ahead(self) -> None:
-        for member in self._members.values():
+        for member in self._members:
             if member.load > FULL_WEIGHT:
-                self._take_back(member)
+                self.take_back(member)
 
-    def _take_back(self, member: _Member) -> None:
+    def take_back(self, member: Member) -> None:
         """Have what this domain was sent and has not begun back in the queue."""
         if taken := member.handle.take_back():
             for job in taken:
                 member.load -= job.weight
                 job.holder = None
+            member.sent -= len(taken)
             self._queue.put_back(taken)
-            self._schedule()
+            if member.state is MemberState.RETIRED and not member.handle.jobs:
+                self._members.done(member)
+            self.changed()
+
+
+def _may_be_run_again(job: Job[Any]) -> bool:
+    return job.retry is not None and job.retry.allows(DomainDied)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, TypeVarTuple, overload
 
 from domains.domain import GRACE_SECONDS
-from domains.errors import Closed
+from domains.errors import Closed, DomainDied
 from domains.job import Job
+from domains.pool.checks import checked_retry, checked_weight
 from domains.pool.dispatch import Dispatcher, Submissions
 from domains.pool.mapping import map_over
+from domains.pool.options import checked_options
 from domains.pool.stats import PoolStats
-from domains.pool.weight import checked_seconds, checked_weight
+from domains.retry import RetryOn
 from domains.scheduler import fiber
 from domains.scheduler.cancel import timeout as time_limit
 from domains.scheduler.promise import Promise
@@ -33,39 +36,63 @@ Ts = TypeVarTuple("Ts")
 
 
 class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
-    """Runs jobs in `domain_count` domains of its own, for the length of an `async with` block.
+    """Runs jobs in domains of its own, for the length of an `async with` block.
 
     Leaving the block waits for the jobs that were submitted; leaving it by an exception or a cancellation cancels
-    them. Raises ValueError for a `domain_count` below 1; the default is the number of cores that this process may use.
+    them. `await switch.enter(pool)` ties it to a switch instead.
+
+    There are `domain_count` domains, by default the number of cores that this process may use; or `min_domains` at
+    first, more up to `max_domains` while jobs wait, and fewer again when some were idle for `idle` seconds. Each calls
+    `initializer(*initargs)`, plain or `async`, before its first job. A domain is replaced after it was given `max_jobs`
+    jobs, or when it holds more than `max_memory` bytes after a job; what it runs still ends there. A cancelled job may
+    keep its domain from everything else for `grace` seconds, then that is killed and replaced.
+
+    Raises TypeError and ValueError for options that make no sense, NotPicklable for such an initializer.
     """
 
     def __init__(
-        self, domain_mgr: DomainManager, *, domain_count: int | None = None, grace: float = GRACE_SECONDS
+        self,
+        domain_mgr: DomainManager,
+        *,
+        domain_count: int | None = None,
+        min_domains: int | None = None,
+        max_domains: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        max_jobs: int | None = None,
+        max_memory: int | None = None,
+        idle: float = 10.0,
+        grace: float = GRACE_SECONDS,
     ) -> None:
-        if domain_count is None:
-            domain_count = domain_mgr.default_count
-        if type(domain_count) is not int:
-            raise TypeError(f"domain_count must be an int, not {type(domain_count).__name__} {domain_count!r}")
-        if domain_count < 1:
-            raise ValueError(f"domain_count must be at least 1, but is {domain_count}")
+        self._options = checked_options(
+            domain_count,
+            domain_mgr.default_count,
+            min_domains,
+            max_domains,
+            initializer,
+            tuple(initargs),
+            max_jobs,
+            max_memory,
+            idle,
+            grace,
+        )
         self._manager = domain_mgr
         self._catalogue = domain_mgr.catalogue
         self._references = domain_mgr.references
-        self._count = domain_count
-        self._grace = checked_seconds("grace", grace)
+        self._count = self._options.max_domains
         self._dispatch: Submissions | None = None
 
     async def __aenter__(self) -> ExecutorPool:
         fiber.check()
         if self._dispatch is not None:
             raise RuntimeError("an executor pool can be entered only once")
-        self._dispatch = self._home_dispatch = Dispatcher(self._manager, self._count, self._grace)
+        self._dispatch = Dispatcher(self._manager, self._options)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        dispatch = self._home_dispatch
+        dispatch = self._at_home()
         if error is None:
             try:
                 await dispatch.all_ended()
@@ -75,6 +102,37 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
             await dispatch.finish()
         else:
             await dispatch.abandon(error)
+
+    async def ready(self) -> None:
+        """Wait until the pool's first domains run and are initialized, so that no job waits for that.
+
+        Raises DomainUnavailable if they cannot start, Closed after the end of the pool.
+        """
+        fiber.check()
+        await self._at_home().ready()
+
+    async def drain(self) -> None:
+        """Take no new jobs, wait for those that there are, and end the domains.
+
+        Jobs that wait or run may still submit jobs of their own. Cancelling it cancels them all.
+        """
+        fiber.check()
+        dispatch = self._at_home()
+        dispatch.refuse()
+        await self.__aexit__(None, None, None)
+
+    async def close(self) -> None:
+        """Cancel all jobs, and end the domains at once, or after `grace` seconds those that do not listen.
+
+        Each caller gets Cancelled with Closed as its reason. Cannot be cancelled.
+        """
+        await self._at_home().abandon(Closed("the executor pool was closed"))
+
+    def _at_home(self) -> Dispatcher:
+        dispatch = self._dispatch
+        if not isinstance(dispatch, Dispatcher):
+            raise RuntimeError("only where an executor pool was entered can this be done to it, and only after that")
+        return dispatch
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an executor pool travels only between domains: as a job's argument or result, or inside one")
@@ -90,6 +148,8 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         timeout: float | None = None,
         retries: int = 0,
         priority: int = 0,
+        retry_on: RetryOn = DomainDied,
+        backoff: float = 0.05,
     ) -> T: ...
     @overload
     async def submit(
@@ -100,6 +160,8 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         timeout: float | None = None,
         retries: int = 0,
         priority: int = 0,
+        retry_on: RetryOn = DomainDied,
+        backoff: float = 0.05,
     ) -> T: ...
     async def submit(  # type: ignore[misc]  # mypy does not match Any with a TypeVarTuple
         self,
@@ -109,12 +171,15 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         timeout: float | None = None,
         retries: int = 0,
         priority: int = 0,
+        retry_on: RetryOn = DomainDied,
+        backoff: float = 0.05,
     ) -> Any:
         """Run `f(*args)`, plain or `async`, in one of the domains, and return its result.
 
         `weight` is the share of a core that it is expected to use, 0.0 to 1.0. After `timeout` seconds it is cancelled
-        and TimeoutError raised. If its domain dies it is run again, up to `retries` times. Of two jobs that wait, the
-        one with the higher `priority` starts first.
+        and TimeoutError raised. If its domain dies, or it fails with an exception in `retry_on`, it is run again, up to
+        `retries` times, after about `backoff` seconds, and twice as long each time. Of two jobs that wait, the one with
+        the higher `priority` starts first.
 
         Raises what the job raises, with the remote traceback; DomainDied if its domain dies; NotPicklable; Closed
         after the end of the pool; ValueError or TypeError for a weight that is none. Cancelling it cancels the job
@@ -123,7 +188,13 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         fiber.check()
         dispatch = self._open()
         job: Job[Any] = Job(
-            self._catalogue.add(f), args, self._references, checked_weight(weight), dispatch, priority, retries
+            self._catalogue.add(f),
+            args,
+            self._references,
+            checked_weight(weight),
+            dispatch,
+            priority,
+            None if retries == 0 else checked_retry(retries, retry_on, backoff),
         )
         dispatch.push(job)
         if timeout is None:
@@ -172,6 +243,15 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
             dispatch, self._catalogue, self._references, f, xs, checked_weight(weight), ordered, buffer, chunk
         )
 
+    def as_executor(self, weight: float = 1.0) -> Executor:
+        """The pool as a `concurrent.futures.Executor`, for other threads and for `loop.run_in_executor`.
+
+        Each of its jobs has this weight. Raises Closed, and ValueError or TypeError for a weight that is none.
+        """
+        from domains.pool.face import PoolFace  # it brings multiprocessing along
+
+        return PoolFace(self, weight)
+
     def stats(self) -> PoolStats:
         """What the pool is doing at this moment."""
         return self._open().stats()
@@ -180,6 +260,13 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         """The dispatcher, while jobs may be submitted; raises Closed otherwise."""
         if self._dispatch is None:
             raise Closed("the executor pool is not open yet: submit inside its `async with` block")
-        if self._dispatch.closed is not None:
-            raise self._dispatch.closed
+        if self._dispatch.refusal is not None:
+            raise self._dispatch.refusal
         return self._dispatch
+
+    def _open_within(self) -> Dispatcher:
+        """The same for jobs that are submitted by jobs: they may while the pool is being drained."""
+        dispatch = self._at_home()
+        if dispatch.closed is not None:
+            raise dispatch.closed
+        return dispatch

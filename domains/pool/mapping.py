@@ -94,8 +94,8 @@ async def _map(
                 group = await read(room)
                 exhausted = len(group) < room
                 if group:
-                    if dispatch.closed is not None:
-                        raise dispatch.closed
+                    if dispatch.refusal is not None:
+                        raise dispatch.refusal
                     job: Job[Any] = Job(function, (group,), references, weight, dispatch)
                     job.on_end = ended
                     dispatch.push(job)

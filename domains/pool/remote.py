@@ -8,12 +8,12 @@ through unopened. A submitter that dies takes its jobs with it; when the home en
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from domains.conversation import Buffers, Conversation
-from domains.errors import Closed, DomainsError
+from domains.errors import Closed, DomainsError, NotPicklable
 from domains.failures import pack_failure, unpack_failure
 from domains.functions import Function, FunctionCatalogue
 from domains.identity import current
@@ -22,6 +22,7 @@ from domains.lending import Loan, current_loan
 from domains.pool.executor import ExecutorPool
 from domains.protocol import CancelSubmitted, JobRaised, JobReturned, SubmitJob, SubmittedEnded
 from domains.references.registry import Export, References
+from domains.retry import Retry
 from domains.scheduler.promise import Raised, Result, Returned
 
 
@@ -30,7 +31,7 @@ class RemoteDispatcher:
 
     def __init__(self, references: References, home: int, number: int, size: int) -> None:
         self.size = size
-        self.closed: DomainsError | None = None
+        self.refusal: DomainsError | None = None
         self._references = references
         self._loop = asyncio.get_running_loop()
         self._home = home
@@ -50,6 +51,11 @@ class RemoteDispatcher:
             loan.submitted()
         function = job.function
         references = self._references
+        retries, retry = 0, b""
+        if job.retry is not None:
+            retries = job.retry.left
+            retry = references.pickling.dumps_function(partial(Retry, on=job.retry.on, backoff=job.retry.backoff))
+            job.retry = None  # it is run again from its home
         submit = SubmitJob(
             self._home,
             references.address,
@@ -61,7 +67,8 @@ class RemoteDispatcher:
             message.data,
             message.weight,
             job.priority,
-            job.retries,
+            retries,
+            retry,
             message.variables,
             message.buffers,
         )
@@ -81,6 +88,9 @@ class RemoteDispatcher:
     def job_ended(self, job: Job[Any]) -> None:
         """Accounted for where its outcome arrives."""
 
+    def try_again(self, job: Job[Any]) -> NoReturn:
+        raise AssertionError("jobs are run again from their pool's home")
+
     def stats(self) -> NoReturn:
         raise RuntimeError("a pool's stats are known in its home domain only")
 
@@ -98,7 +108,7 @@ class RemoteDispatcher:
 
     def home_gone(self, error: DomainsError) -> None:
         """The pool is no more: neither what was submitted nor what will be has an outcome."""
-        self.closed = error
+        self.refusal = error
         pending, self._pending = self._pending, {}
         for job, loan in pending.values():
             if loan is not None:
@@ -139,7 +149,8 @@ class RelayedJob(Job[None]):
         owner: Any,
         answer: Callable[[bool, bytes, float, Buffers], None],
     ) -> None:
-        super().__init__(function, (), references, message.weight, owner, message.priority, message.retries)
+        retry = references.pickling.loads(message.retry, ())(message.retries) if message.retries else None
+        super().__init__(function, (), references, message.weight, owner, message.priority, retry)
         self.data = message.data
         self.buffers = buffers
         self.variables = message.variables
@@ -150,8 +161,11 @@ class RelayedJob(Job[None]):
         self._end(Returned(None))
 
     def raised(self, message: JobRaised, buffers: Buffers, pickling: Any, reason: BaseException | None = None) -> None:
-        self._answer(True, message.data, message.seconds, buffers)
-        self._end(Returned(None))
+        if self.retry is not None:
+            super().raised(message, buffers, pickling, reason)  # only then it matters which failure it is
+        else:
+            self._answer(True, message.data, message.seconds, buffers)
+            self._end(Returned(None))
 
     def fail(self, error: BaseException) -> None:
         packed = pack_failure(error, self._references.pickling, f"domain {current().name!r}")
@@ -187,9 +201,9 @@ class PoolKind:
     def converse(self, references: References, conversation: Conversation) -> None:
         if self._domain_gone not in references.when_domain_gone:
             references.when_domain_gone.append(self._domain_gone)
-        references.handle(conversation, SubmitJob, functools.partial(self._submit, references))
-        references.handle(conversation, CancelSubmitted, functools.partial(self._cancel, references))
-        references.handle(conversation, SubmittedEnded, functools.partial(_submitted_ended, references))
+        references.handle(conversation, SubmitJob, partial(self._submit, references))
+        references.handle(conversation, CancelSubmitted, partial(self._cancel, references))
+        references.handle(conversation, SubmittedEnded, partial(_submitted_ended, references))
 
     def _submit(self, references: References, message: SubmitJob, buffers: Buffers) -> None:
         key = message.sender, message.job
@@ -201,18 +215,25 @@ class PoolKind:
             )
             references.send(ended, buffers)
 
+        def refuse(error: DomainsError) -> None:
+            packed = pack_failure(error, references.pickling, f"domain {current().name!r}")
+            answer(True, packed.data, 0.0, packed.buffers)
+
         export = references.exports.get(message.number)
         try:
             if export is None or not isinstance(export.target, ExecutorPool):
                 raise Closed("the executor pool that this handle belongs to is gone")
             pool = export.target
-            dispatch = pool._open()
+            dispatch = pool._open_within()
         except DomainsError as closed:
-            packed = pack_failure(closed, references.pickling, f"domain {current().name!r}")
-            answer(True, packed.data, 0.0, packed.buffers)
+            refuse(closed)
             return
         function = pool._catalogue.add_pickled(message.code, message.name, message.is_async)
-        job = RelayedJob(function, message, buffers, references, dispatch, answer)
+        try:
+            job = RelayedJob(function, message, buffers, references, dispatch, answer)
+        except NotPicklable as error:  # classes in `retry_on` that are not known here
+            refuse(error)
+            return
         self._relayed[key] = job
         dispatch.push(job)
 

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 
 class DomainStats(NamedTuple):
-    """One domain of the pool: the jobs it has, and the sum of their weights."""
+    """One domain of the pool: the jobs it has, the sum of their weights, and how many jobs it has answered."""
 
     name: str
     pid: int | None
     jobs: int
     weight: float
+    answered: int
 
 
 class PoolStats(NamedTuple):

@@ -157,7 +157,7 @@ def test_a_handle_comes_home_as_the_pool_itself(link):
 
 
 def submit_from_plain(pool):
-    with pytest.raises(RuntimeError, match="make the submitting job an async function"):
+    with pytest.raises(RuntimeError, match="make the submitting job `async`"):
         asyncio.run(pool.submit(abs, -1, weight=1.0))
     return "refused"
 

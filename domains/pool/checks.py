@@ -1,10 +1,12 @@
-"""Numbers that users hand over, checked at the edge: weights, which are integers inside, and durations."""
+"""Numbers that users hand over, checked at the edge: weights, which are integers inside, durations, counts, retries."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from domains.protocol import FULL_WEIGHT
+from domains.retry import Retry
 
 
 def checked_weight(weight: object) -> int:
@@ -31,3 +33,21 @@ def checked_seconds(name: str, seconds: object) -> float:
     if not seconds >= 0:
         raise ValueError(f"{name} must be at least 0 seconds, but is {seconds!r}")
     return float(seconds)
+
+
+def checked_count(name: str, count: object, least: int) -> int:
+    """A user's whole number. Raises TypeError for what is none, ValueError below the least."""
+    if type(count) is not int:
+        raise TypeError(f"{name} must be an int, not {type(count).__name__} {count!r}")
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, but is {count}")
+    return count
+
+
+def checked_retry(retries: object, on: Any, backoff: object) -> Retry | None:
+    """What a user asked for; None for no retries at all. Raises TypeError or ValueError."""
+    left = checked_count("retries", retries, 0)
+    kinds = on if isinstance(on, tuple) else (on,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        raise TypeError(f"retry_on must be an exception class or a tuple of them, not {on!r}")
+    return Retry(left, on, checked_seconds("backoff", backoff)) if left else None

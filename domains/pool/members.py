@@ -1,0 +1,297 @@
+"""The domains of a pool: how many there are, when one is started, retired, replaced or given up.
+
+A member is Starting while its initializer runs, then Serving, then Retired, when it is sent nothing more and ends once
+its jobs have. There are at least `min_domains` and at most `max_domains` that serve or still have jobs: more are
+started when jobs wait, fewer are kept when some were idle for a while. One that dies is replaced, the sooner the fewer
+have died lately; after several in a row that died before they could serve, nothing is started any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from domains.domain import FINISHING_SECONDS, DomainHandle, DomainState
+from domains.errors import Closed, DomainsError, DomainUnavailable
+from domains.job import Job
+from domains.pool.options import PoolOptions
+from domains.pool.restarts import Restarts
+from domains.scheduler.cancel import protect
+from domains.scheduler.promise import Promise, Raised, Resolver
+from domains.scheduler.switch import Switch
+
+if TYPE_CHECKING:
+    from domains.domain_manager import DomainManager
+
+_MOST_FALSE_STARTS = 3
+"""After so many domains in a row that ended before they could serve, the pool gives up."""
+
+
+class MemberState(enum.Enum):
+    STARTING = "starting"
+    SERVING = "serving"
+    RETIRED = "retired"
+
+
+class Member:
+    """One domain of the pool, and what the pool has given it."""
+
+    __slots__ = ("answered", "batch", "failure", "handle", "lent", "load", "sent", "sent_before", "state", "waiting")
+
+    def __init__(self, handle: DomainHandle, state: MemberState) -> None:
+        self.handle = handle
+        self.state = state
+        self.load = 0
+        """The weights of all the jobs that it has, but for those in `lent`."""
+        self.lent: set[Job[Any]] = set()
+        """Jobs that wait for jobs of their own, so that their weight is free."""
+        self.batch: list[Job[Any]] = []
+        """Jobs chosen for it in this dispatch."""
+        self.sent = 0
+        """How many jobs it was given, for good."""
+        self.answered = 0
+        self.sent_before = -1
+        """What `sent` was when idleness was last looked at."""
+        self.waiting: Callable[[], None] | None = None
+        """Withdraws the wait for its congested link."""
+        self.failure: BaseException | None = None
+        """What its initializer has raised."""
+
+    @property
+    def jobs(self) -> int:
+        return len(self.handle.jobs) + len(self.batch)
+
+    @property
+    def serves(self) -> bool:
+        """Whether it may be sent jobs."""
+        return self.state is MemberState.SERVING and self.handle.takes_jobs
+
+
+class Listener(Protocol):
+    """The dispatcher, as the members tell it what happens."""
+
+    def answers_came(self) -> None: ...
+    def answered(self, job: Job[Any], seconds: float, /) -> None: ...
+    def weight_lent(self, job: Job[Any], lent: bool, /) -> None: ...
+    def take_back(self, member: Member, /) -> None: ...
+    def lost(self, member: Member, /) -> None: ...
+    def changed(self) -> None: ...
+    def broken(self, failure: DomainsError, /) -> None: ...
+
+
+class Members:
+    """All domains of one pool; starts the first ones at once. Belongs to the running loop."""
+
+    def __init__(self, manager: DomainManager, options: PoolOptions, listener: Listener) -> None:
+        self._manager = manager
+        self._options = options
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._by_handle: dict[DomainHandle, Member] = {}
+        self._planned: dict[object, asyncio.TimerHandle] = {}
+        self._restarts = Restarts(2 + options.max_domains)
+        self._false_starts = 0
+        self._failure: DomainsError | None = None
+        self._turns: list[Resolver[None]] = []
+        self._closing = False
+        self._shrinking: asyncio.TimerHandle | None = None
+        self._initializer = None if options.initializer is None else manager.catalogue.add(options.initializer)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.kill)
+            for _ in range(options.min_domains):
+                self._recruit()
+            on_failure.pop_all()
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._by_handle.values())
+
+    def __getitem__(self, handle: DomainHandle) -> Member:
+        return self._by_handle[handle]
+
+    # Starting
+
+    def grow(self, queued: int) -> None:
+        """So many jobs wait, and nobody who serves can take them: start more domains, if there may be more."""
+        coming = len(self._planned) + sum(
+            member.state is MemberState.STARTING or not member.handle.was_ready for member in self
+        )
+        for _ in range(min(queued - coming, self._options.max_domains - self._count())):
+            self._add()
+            self._listener.changed()  # it may be sent jobs while it starts
+
+    def _count(self) -> int:
+        """Those that serve, will, or are busy with their last jobs."""
+        leaving = sum(member.state is MemberState.RETIRED and not member.handle.jobs for member in self)
+        return len(self._by_handle) - leaving + len(self._planned)
+
+    def _restore(self) -> None:
+        while self._count() < self._options.min_domains and self._add():
+            pass
+        self._listener.changed()  # if jobs wait, it calls `grow`
+
+    def _add(self) -> bool:
+        """Start a domain, or plan to; False if that is impossible."""
+        if self._closing or self._false_starts >= _MOST_FALSE_STARTS:
+            return False
+        delay = self._restarts.delay()
+        if delay:
+            plan = object()
+            self._planned[plan] = self._loop.call_later(delay, self._start_planned, plan)
+            return True
+        return self._try_recruit()
+
+    def _start_planned(self, plan: object) -> None:
+        del self._planned[plan]
+        if self._try_recruit():
+            self._listener.changed()
+
+    def _try_recruit(self) -> bool:
+        try:
+            self._recruit()
+        except DomainsError as error:
+            self._break_unless_some_serve(error)
+            return False
+        return True
+
+    def _recruit(self) -> None:
+        options = self._options
+        handle = self._manager.open()
+        state = MemberState.SERVING if self._initializer is None else MemberState.STARTING
+        member = self._by_handle[handle] = Member(handle, state)
+        handle.grace_seconds = options.grace
+        handle.conversation.after_frame(self._listener.answers_came)
+        handle.when_answered(self._listener.answered)
+        handle.when_lent(self._listener.weight_lent)
+        handle.when_ready(self._turn)
+        handle.when_ended(self._ended)
+        if options.max_memory is not None:
+            handle.watch_memory(options.max_memory, partial(self._too_large, member))
+        if self._initializer is not None:
+            job: Job[Any] = Job(self._initializer, options.initargs, self._manager.references, 0, handle)
+            job.on_end = partial(self._initialized, member)
+            handle.start([job])
+        if self._shrinking is None and self._count() > options.min_domains:
+            self._shrinking = self._loop.call_later(options.idle, self._shrink)
+
+    def _initialized(self, member: Member, job: Job[Any]) -> None:
+        result = job.promise.peek()
+        if not isinstance(result, Raised):
+            if member.state is MemberState.STARTING:
+                member.state = MemberState.SERVING
+                self._turn()
+            self._listener.changed()
+        elif member.handle.state is not DomainState.ENDED:
+            member.failure = result.error
+            member.handle.kill(f"its initializer {job.function.name!r} failed with {result.error!r}")
+
+    # Ending
+
+    def retire(self, member: Member) -> None:
+        """Send it nothing more; it ends once it has done what it has, and another takes its place."""
+        if member.state is not MemberState.RETIRED:
+            member.state = MemberState.RETIRED
+            member.handle.finish()
+            if not member.handle.jobs:
+                self.done(member)
+
+    def done(self, member: Member) -> None:
+        """A retired member has ended its last job."""
+        overdue = self._loop.call_later(FINISHING_SECONDS, member.handle.kill)
+        member.handle.when_ended(lambda _: overdue.cancel())
+        if not self._closing:
+            self._restore()
+
+    def _too_large(self, member: Member) -> None:
+        if member.state is MemberState.SERVING:
+            self._listener.take_back(member)
+            self.retire(member)
+
+    def _shrink(self) -> None:
+        """Retire those beyond the least number that were idle since the last time."""
+        surplus = self._count() - self._options.min_domains
+        for member in list(self):
+            idle = member.serves and not member.jobs and member.sent == member.sent_before
+            if idle and surplus > 0:
+                surplus -= 1
+                self.retire(member)
+            member.sent_before = member.sent
+        self._shrinking = None
+        if surplus > 0 and not self._closing:
+            self._shrinking = self._loop.call_later(self._options.idle, self._shrink)
+
+    def _ended(self, handle: DomainHandle) -> None:
+        member = self._by_handle.pop(handle)
+        if member.waiting is not None:
+            member.waiting()
+        self._listener.lost(member)
+        if self._closing:
+            return
+        if member.state is not MemberState.RETIRED:
+            served = handle.was_ready and member.state is MemberState.SERVING
+            self._false_starts = 0 if served else self._false_starts + 1
+            if not handle.was_killed:
+                self._restarts.record_death()
+            if self._false_starts >= _MOST_FALSE_STARTS:
+                failure = DomainUnavailable(
+                    f"the pool's domains cannot start: {_MOST_FALSE_STARTS} in a row ended before they could serve; "
+                    f"the last: {handle.error()}"
+                )
+                failure.__cause__ = member.failure or handle.error()
+                self._break_unless_some_serve(failure)
+                return
+        self._restore()
+
+    def _break_unless_some_serve(self, failure: DomainsError) -> None:
+        self._failure = failure
+        self._turn()
+        if not self._by_handle and not self._planned:
+            self._listener.broken(failure)
+
+    def _stop_starting(self) -> None:
+        self._closing = True
+        self._failure = Closed("the executor pool is closed")
+        self._turn()
+        for timer in self._planned.values():
+            timer.cancel()
+        self._planned.clear()
+        if self._shrinking is not None:
+            self._shrinking.cancel()
+
+    def cancel_jobs(self, reason: BaseException) -> None:
+        """Ask for the end of every job, and start no domain any more."""
+        self._stop_starting()
+        for handle in list(self._by_handle):
+            handle.cancel_jobs(reason)
+
+    async def close(self, seconds: float) -> None:
+        """End all domains, and kill those that take longer than so many seconds. Waits to the end, whatever comes."""
+        self._stop_starting()
+        with protect():
+            async with Switch(name="closing a pool") as switch:
+                for handle in list(self._by_handle):
+                    switch.fork(handle.close, seconds)
+
+    def kill(self) -> None:
+        """End all domains at once, without waiting for that."""
+        self._stop_starting()
+        for handle in list(self._by_handle):
+            handle.kill()
+
+    async def ready(self) -> None:
+        """Wait until the least number of domains serve. Raises why they cannot."""
+        while sum(member.serves and member.handle.was_ready for member in self) < self._options.min_domains:
+            if self._failure is not None:
+                raise self._failure
+            turn, resolver = Promise[None].create("a pool's domains to be ready")
+            self._turns.append(resolver)
+            await turn
+
+    def _turn(self) -> None:
+        """Something has changed in what `ready` waits for."""
+        turns, self._turns = self._turns, []
+        for resolver in turns:
+            resolver.resolve(None)

@@ -1,0 +1,289 @@
+"""The life of a pool: initializers, recycling, growing, draining, closing."""
+# ruff: noqa: ASYNC110, ASYNC240 - jobs tell the tests by files where they are
+
+import asyncio
+import os
+import threading
+import time
+
+import pytest
+
+import domains
+from domains import Closed, ExecutorPool, Switch
+
+
+def run(main, link="socketpair"):
+    return domains.run(main, link=link)
+
+
+_resource: list[object] = []
+
+
+def open_resource(name):
+    _resource.append(name)
+
+
+async def open_resource_slowly(name):
+    await asyncio.sleep(0.05)
+    _resource.append(name)
+
+
+def read_resource():
+    return os.getpid(), list(_resource)
+
+
+@pytest.mark.parametrize("initializer", [open_resource, open_resource_slowly])
+def test_each_domain_is_initialized_once_before_its_first_job(link, initializer):
+    async def main(env):
+        async with (
+            ExecutorPool(env.domain_mgr, domain_count=2, initializer=initializer, initargs=("database",)) as pool,
+            Switch() as sw,
+        ):
+            promises = [pool.submit_fork(sw, read_resource, weight=1.0) for _ in range(50)]
+            return [await promise for promise in promises]
+
+    results = run(main, link)
+    assert {tuple(resource) for _, resource in results} == {("database",)}
+
+
+def test_the_state_of_a_domain_lives_as_long_as_the_domain():
+    def put(value):
+        domains.domain_state.value = value
+
+    def get():
+        return domains.domain_state.value
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, initializer=put, initargs=[1]) as pool:
+            before = await pool.submit(get, weight=1.0)
+            await pool.submit(put, 2, weight=1.0)
+            return before, await pool.submit(get, weight=1.0)
+
+    assert run(main) == (1, 2)
+
+
+def test_a_pool_is_ready_before_any_job(link):
+    async def main(env):
+        async with ExecutorPool(
+            env.domain_mgr, domain_count=2, initializer=open_resource_slowly, initargs=("x",)
+        ) as pool:
+            await pool.ready()
+            pids = {domain.pid for domain in pool.stats().domains}
+            return None not in pids and len(pids) == 2
+
+    assert run(main, link)
+
+
+def test_a_domain_is_replaced_after_so_many_jobs(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, max_jobs=10) as pool, Switch() as sw:
+            promises = [pool.submit_fork(sw, read_resource, weight=1.0) for _ in range(35)]
+            return [(await promise)[0] for promise in promises]
+
+    pids = run(main, link)
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [10, 10, 10, 5]
+
+
+def test_no_job_is_dropped_while_domains_are_recycled(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2, max_jobs=7) as pool, Switch() as sw:
+            promises = [pool.submit_fork(sw, abs, -n, weight=0.5) for n in range(300)]
+            return [await promise for promise in promises]
+
+    assert run(main, link) == list(range(300))
+
+
+_ballast: list[bytearray] = []
+
+
+def grow(size_bytes):
+    _ballast.append(bytearray(size_bytes))
+    return os.getpid()
+
+
+def test_a_domain_is_replaced_when_it_holds_too_much_memory(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, max_memory=300 << 20) as pool:
+            pids = []
+            for _ in range(8):
+                pids.append(await pool.submit(grow, 100 << 20, weight=1.0))
+                await asyncio.sleep(0.02)  # memory is looked at no more often than that
+            return pids
+
+    pids = run(main, link)
+    assert len(set(pids)) > 1
+    assert max(pids.count(pid) for pid in pids) <= 4
+
+
+def wait_for_file(path):
+    while not os.path.exists(path):
+        time.sleep(0.001)
+    return os.getpid()
+
+
+def test_a_pool_grows_while_jobs_wait_and_shrinks_when_idle(tmp_path):
+    finish = tmp_path / "finish"
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, min_domains=1, max_domains=3, idle=0.05) as pool:
+            sizes = [len(pool.stats().domains)]
+            async with Switch() as sw:
+                promises = [pool.submit_fork(sw, wait_for_file, finish, weight=1.0) for _ in range(5)]
+                while pool.stats().running < 3:
+                    await asyncio.sleep(0.001)
+                sizes.append(len(pool.stats().domains))
+                finish.touch()
+                pids = {await promise for promise in promises}
+            while len(pool.stats().domains) > 1:
+                await asyncio.sleep(0.01)
+            assert await pool.submit(abs, -3, weight=1.0) == 3
+            return sizes, len(pids)
+
+    assert run(main) == ([1, 3], 3)
+
+
+def test_a_pool_of_no_domains_starts_one_when_it_is_needed(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, min_domains=0, max_domains=2, idle=0.05) as pool:
+            assert pool.stats().domains == ()
+            assert await pool.submit(abs, -3, weight=1.0) == 3
+            while pool.stats().domains:
+                await asyncio.sleep(0.01)
+            return await pool.submit(abs, -4, weight=1.0)
+
+    assert run(main, link) == 4
+
+
+def test_drain_waits_for_what_was_submitted_and_refuses_the_rest(link):  # S67
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            promises = [pool.submit_fork(sw, abs, -n, weight=1.0) for n in range(50)]
+            sw.fork(pool.drain)
+            await domains.fiber.yield_now()
+            with pytest.raises(Closed, match="drained"):
+                await pool.submit(abs, 1, weight=1.0)
+            return [await promise for promise in promises]
+
+    assert run(main, link) == list(range(50))
+
+
+async def submit_after(pool, path):
+    while not os.path.exists(path):
+        await asyncio.sleep(0.001)
+    return await pool.submit(abs, -7, weight=1.0)
+
+
+def test_jobs_may_submit_jobs_while_the_pool_is_drained(link, tmp_path):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            promise = pool.submit_fork(sw, submit_after, pool, tmp_path / "go", weight=1.0)
+            sw.fork(pool.drain)
+            await domains.fiber.yield_now()
+            (tmp_path / "go").touch()
+            return await promise
+
+    assert run(main, link) == 7
+
+
+def test_close_cancels_everything_and_each_caller_gets_an_answer(link):  # S67
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            promises = [pool.submit_fork(sw, time.sleep, 3600, weight=1.0) for _ in range(5)]
+            await domains.fiber.yield_now()
+            await pool.close()
+            for promise in promises:
+                assert promise.is_resolved
+                with pytest.raises(domains.Cancelled) as caught:
+                    await promise
+                assert isinstance(caught.value.reason, Closed)
+            with pytest.raises(Closed):
+                await pool.submit(abs, 1, weight=1.0)
+            return pool._dispatch.stats().domains
+
+    assert run(main, link) == ()
+
+
+def test_a_pool_that_is_tied_to_a_switch_ends_with_it(link):
+    async def main(env):
+        async with Switch() as sw:
+            pool = await sw.enter(ExecutorPool(env.domain_mgr, domain_count=1))
+            result = await pool.submit(abs, -5, weight=1.0)
+        with pytest.raises(Closed):
+            await pool.submit(abs, 1, weight=1.0)
+        return result
+
+    assert run(main, link) == 5
+
+
+def test_a_switch_that_fails_cancels_the_jobs_of_its_pool(tmp_path):
+    class Stop(Exception):
+        pass
+
+    async def main(env):
+        async with Switch() as outer:
+            with pytest.raises(Stop):
+                async with Switch() as sw:
+                    pool = await sw.enter(ExecutorPool(env.domain_mgr, domain_count=1))
+                    promise = pool.submit_fork(outer, wait_for_file, tmp_path / "never", weight=1.0)
+                    raise Stop
+            with pytest.raises(domains.Cancelled):
+                await promise
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"domain_count": 2, "max_domains": 3}, ValueError),
+        ({"min_domains": 3, "max_domains": 2}, ValueError),
+        ({"max_domains": 0}, ValueError),
+        ({"min_domains": -1}, ValueError),
+        ({"domain_count": True}, TypeError),
+        ({"max_jobs": 0}, ValueError),
+        ({"max_memory": 1.5}, TypeError),
+        ({"idle": -1.0}, ValueError),
+        ({"grace": "1"}, TypeError),
+        ({"initializer": 3}, TypeError),
+    ],
+)
+def test_options_are_checked_when_the_pool_is_made(options, error):
+    async def main(env):
+        with pytest.raises(error):
+            ExecutorPool(env.domain_mgr, **options)
+
+    run(main)
+
+
+def test_an_initializer_that_cannot_travel_is_refused_when_the_pool_is_entered():
+    lock = threading.Lock()
+
+    def initializer():
+        return lock
+
+    async def main(env):
+        with pytest.raises(domains.NotPicklable, match="lock"):
+            async with ExecutorPool(env.domain_mgr, domain_count=1, initializer=initializer):
+                pass
+
+    run(main)
+
+
+def test_a_long_job_of_a_recycled_domain_ends_there(tmp_path):
+    begin, finish = tmp_path / "begin", tmp_path / "finish"
+
+    async def long():
+        begin.touch()
+        while not finish.exists():
+            await asyncio.sleep(0.001)
+        return os.getpid()
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, max_jobs=2) as pool, Switch() as sw:
+            promise = pool.submit_fork(sw, long, weight=0.5)
+            before = await pool.submit(os.getpid, weight=0.1)
+            after = pool.submit_fork(sw, os.getpid, weight=0.1)
+            finish.touch()
+            return before == await promise, before == await after
+
+    assert run(main) == (True, False)
