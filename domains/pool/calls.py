@@ -1,0 +1,23 @@
+"""What runs in a domain on behalf of an executor: calls with keywords, and chunks of a `map`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from domains.scheduler import fiber
+
+RUNS_USER_CODE = True
+"""Jobs may be interrupted in here: see `domains.interruption`."""
+
+
+def call_with_keywords(f: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    return f(*args, **keywords)
+
+
+def call_chunk(f: Callable[..., Any], chunk: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [f(*args) for args in chunk]
+
+
+async def call_chunk_async(f: Callable[..., Awaitable[Any]], chunk: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return await fiber.map(lambda args: f(*args), chunk)
