@@ -116,7 +116,7 @@ class CancelScope(_Scope):
 
     def __enter__(self) -> CancelScope:
         fiber = self._enter()
-        self._before = fiber.task().cancelling() - fiber.delivered
+        self._before = fiber.foreign_cancels
         if self._asked is not None:
             self.cancel(self._asked)
         return self
@@ -135,7 +135,7 @@ class CancelScope(_Scope):
         self._fiber = None
         if self._cancellation is None or not isinstance(error, CancelledError):
             return False
-        if fiber.task().cancelling() - fiber.delivered > self._before:
+        if fiber.foreign_cancels > self._before:
             return False  # somebody else's `task.cancel()` came as well, and must not be swallowed
         self.cancelled = True
         return self._conclude(error)
@@ -151,7 +151,7 @@ class move_on_after(CancelScope):
     `seconds` may be None or infinite: no limit. Raises ValueError for a negative number or NaN.
     """
 
-    __slots__ = ("_seconds",)
+    __slots__ = ("_expiry", "_seconds")
 
     _label = "move_on_after"
 
@@ -160,23 +160,22 @@ class move_on_after(CancelScope):
         if seconds is not None and not seconds >= 0:  # NaN fails this as well
             raise ValueError(f"seconds must be None or at least 0, but is {seconds!r}")
         self._seconds = seconds
+        self._expiry: TimeoutError | None = None
 
     def __enter__(self) -> move_on_after:
         super().__enter__()
         seconds = self._seconds
         if seconds is not None and seconds != math.inf:
             if seconds == 0:
-                self.cancel(self._reason())
+                self._expire(None)
             else:
                 deadline = asyncio.get_running_loop().time() + seconds
                 self._timer = set_timer(deadline, self._expire, None)
         return self
 
     def _expire(self, _: None) -> None:
-        self.cancel(self._reason())
-
-    def _reason(self) -> BaseException:
-        return TimeoutError(f"it took longer than {self._seconds} s")
+        self._expiry = TimeoutError(f"it took longer than {self._seconds} s")
+        self.cancel(self._expiry)
 
 
 class timeout(move_on_after):
@@ -184,6 +183,7 @@ class timeout(move_on_after):
 
     Only for its own deadline: a TimeoutError from inside or from an outer scope passes as it is. Of nested timeouts the
     one whose deadline came first raises. `seconds` may be None: no limit. A limit of 0 raises at the first operation.
+    Its `cancel()` ends the block quietly.
     """
 
     __slots__ = ()
@@ -192,5 +192,8 @@ class timeout(move_on_after):
 
     def _conclude(self, error: CancelledError) -> bool:
         assert self._cancellation is not None
-        reason = self._cancellation.reason or TimeoutError("the timeout was cancelled")
-        raise reason from error
+        expiry = self._expiry
+        if expiry is None or self._cancellation.reason is not expiry:
+            return True
+        # A new one: the reason itself would make a cycle with its cause, whose reason it is.
+        raise TimeoutError(*expiry.args) from error

@@ -81,9 +81,22 @@ class Fiber:
     def name(self) -> str:
         return self.task().get_name()
 
+    @property
+    def foreign_cancels(self) -> int:
+        """How many `task.cancel()` of somebody else stand."""
+        return self.task().cancelling() - self.delivered
+
+    def cancel_again(self, error: CancelledError) -> None:
+        """Somebody's `task.cancel()` came when an operation had completed, which goes first: raise it after that.
+
+        At the next wait; unless by then it has been taken back, as by an `asyncio.timeout` that was left.
+        """
+        asyncio.get_running_loop().call_soon(_cancel_again, self, self.task(), self.foreign_cancels, error.args[:1])
+
     def enter(self, context: Context) -> None:
         """Move to a context directly below."""
         assert context.parent is self.context
+        context.told_outside = self.told
         del self.context.fibers[self]
         self.context = context
         context.fibers[self] = None
@@ -92,6 +105,8 @@ class Fiber:
         """Move from a context, which ends here, back to its parent."""
         parent = context.parent
         assert parent is not None
+        if self.told is not None and self.told is context.cancellation is not parent.cancellation:
+            self.told = context.told_outside
         del context.fibers[self]
         parent.children.pop(context, None)
         self.context = parent
@@ -160,6 +175,7 @@ class Context:
 
     `parent` is None at a root. A `protected` context is not reached by what cancels its parent. `label` says in
     dumps what it belongs to; `owner` is the switch, where it is a switch's. `adopted` is work without a fiber.
+    `told_outside` is the last cancellation that the fiber which entered it had heard of before.
     """
 
     __slots__ = (
@@ -172,6 +188,7 @@ class Context:
         "owner",
         "parent",
         "protected",
+        "told_outside",
     )
 
     def __init__(self, parent: Context | None, label: str, *, protected: bool = False, owner: Any = None) -> None:
@@ -183,6 +200,7 @@ class Context:
         self.fibers: dict[Fiber, None] = {}
         self.adopted: dict[Work, None] = {}
         self.cancellation: Cancellation | None = None
+        self.told_outside: Cancellation | None = None
         if parent is None:
             _roots.add(self)
         else:
@@ -199,8 +217,7 @@ class Context:
         elsewhere: list[Fiber] = []
         adopted: list[Work] = []
         contexts = [self]
-        while contexts:
-            context = contexts.pop()
+        for context in contexts:  # which grows meanwhile
             context.cancellation = cancellation
             adopted += context.adopted
             for fiber in context.fibers:
@@ -248,6 +265,12 @@ def _tell_in_foreign_code(fiber: Fiber, patient: bool) -> None:
     fiber.told = cancellation
     fiber.delivered += 1
     task.cancel()
+
+
+def _cancel_again(fiber: Fiber, task: asyncio.Task[Any], standing: int, message: tuple[Any, ...]) -> None:
+    if not task.done() and fiber.foreign_cancels >= standing:
+        task.uncancel()
+        task.cancel(*message)
 
 
 _roots: weakref.WeakSet[Context] = weakref.WeakSet()

@@ -11,10 +11,10 @@ from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar, overload
 
-from domains.scheduler.context import check, is_cancelled
+from domains.scheduler.context import check, current_fiber, is_cancelled
 from domains.scheduler.dump import dump
 from domains.scheduler.suspend import suspend
-from domains.scheduler.switch import Switch
+from domains.scheduler.switch import Switch, is_awaitable
 from domains.scheduler.yielding import yield_now
 
 __all__ = [
@@ -88,7 +88,7 @@ async def _store(results: list[Any], index: int, f: Callable[..., Any], *args: A
 
 async def _call(f: Callable[..., Any], *args: Any) -> Any:
     result = f(*args)
-    if result is not None and hasattr(type(result), "__await__"):
+    if is_awaitable(result):
         result = await result
     return result
 
@@ -139,13 +139,17 @@ async def _race(name: str, functions: list[Callable[[], Any]]) -> list[Any]:
     if not functions:
         await await_cancel()
     results: list[Any] = []
+    fiber = current_fiber()
+    foreign_cancels = fiber.foreign_cancels
     try:
         async with Switch(name) as switch:
             for f in functions:
                 switch.fork(_finish_first, switch, results, f, name=getattr(f, "__name__", name))
-    except CancelledError:
+    except CancelledError as error:
         # Cancelled from outside while one had its result already: what it has taken must not be lost.
-        if not results or not is_cancelled():
+        if results and fiber.foreign_cancels > foreign_cancels:
+            fiber.cancel_again(error)
+        elif not results or not is_cancelled():
             raise
     return results
 
@@ -166,6 +170,8 @@ async def map(f: Callable[[A], Any], xs: Iterable[A], max_fibers: int | None = N
     Raises ValueError for `max_fibers` below 1, before anything starts.
     """
     check()
+    if max_fibers is not None and type(max_fibers) is not int:
+        raise TypeError(f"max_fibers must be None or an integer, but is {max_fibers!r}")
     if max_fibers is not None and max_fibers < 1:
         raise ValueError(f"max_fibers must be None or at least 1, but is {max_fibers!r}")
     results: list[Any] = []
@@ -184,6 +190,7 @@ async def map(f: Callable[[A], Any], xs: Iterable[A], max_fibers: int | None = N
 async def _work(switch: Switch, source: Iterator[Any], f: Callable[[Any], Any], results: list[Any], more: int) -> None:
     """Take items one after another; the first thing is to start the next worker, if there is something for it."""
     for x in source:
+        check()
         index = len(results)
         results.append(None)
         if more:

@@ -41,6 +41,12 @@ class Raised:
 Result = Returned[T] | Raised
 
 
+def _raised(error: BaseException) -> Raised:
+    if not isinstance(error, BaseException):
+        raise TypeError(f"a promise fails with an exception, not with {error!r}")
+    return Raised(error, error.__traceback__)
+
+
 class Promise(Generic[T]):
     """Will have a value, or a failure, once. Any number of fibers may await it, before or after, and get the same.
 
@@ -75,7 +81,7 @@ class Promise(Generic[T]):
     def failed(cls, error: BaseException) -> Promise[T]:
         """A promise that has failed."""
         promise: Promise[T] = cls()
-        promise._settle(Raised(error, error.__traceback__))
+        promise._settle(_raised(error))
         return promise
 
     def peek(self) -> Result[T] | None:
@@ -98,8 +104,11 @@ class Promise(Generic[T]):
         if type(result) is Returned:
             return result.value
         assert type(result) is Raised
-        # Each awaiter raises the same exception: without this its traceback would grow each time.
-        raise result.error.with_traceback(result.traceback)
+        try:
+            # Each awaiter raises the same exception: without this its traceback would grow each time.
+            raise result.error.with_traceback(result.traceback)
+        finally:
+            del result, self  # the error's traceback holds this frame
 
     def when_resolved(self, waiter: Waiter[None]) -> Callable[[Waiter[None]], object]:
         """Resume this waiter with None once the promise is resolved, in turn with the fibers that await it.
@@ -157,7 +166,7 @@ class Resolver(Generic[T]):
 
     def fail(self, error: BaseException) -> None:
         """Let the promise fail. Raises AlreadyResolved if it has an outcome."""
-        if not self.promise._settle(Raised(error, error.__traceback__)):
+        if not self.promise._settle(_raised(error)):
             raise self._already()
 
     def try_resolve(self, value: T) -> bool:
@@ -166,7 +175,7 @@ class Resolver(Generic[T]):
 
     def try_fail(self, error: BaseException) -> bool:
         """Let the promise fail unless it has an outcome; tells whether it did."""
-        return self.promise._settle(Raised(error, error.__traceback__))
+        return self.promise._settle(_raised(error))
 
     def _already(self) -> AlreadyResolved:
         return AlreadyResolved(

@@ -7,6 +7,7 @@ the state alone: the item that it asked for is there for the next one.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
@@ -49,10 +50,20 @@ class _Talk(Generic[T]):
         except CancelledError as cancelled:
             self.last_word = cancelled
             raise
+        except (StopIteration, StopAsyncIteration) as stop:
+            self.last_word = RuntimeError(f"the producer raised {type(stop).__name__}")
+            self.last_word.__cause__ = stop
         except BaseException as failure:
             self.last_word = failure  # for the consumer, not for the switch
         else:
             self.last_word = StopAsyncIteration()
+
+    def close(self) -> None:
+        """End it, cleanly, and cancel the producer if it has begun."""
+        if self.state is _State.NEW:
+            self.state = _State.ENDED
+            self.last_word = StopAsyncIteration()
+        self.scope.cancel()
 
     def ended(self) -> None:
         """The producer's fiber is over, or never began."""
@@ -62,13 +73,23 @@ class _Talk(Generic[T]):
             self.last_word = StopAsyncIteration()
 
     async def yield_(self, item: T) -> None:
+        check()
+        if self.state is _State.IDLE and self.producer is None:
+            # The wait in the yield_ before was cut short: nobody has asked for this item yet.
+            await suspend(self._wait, "Sequence.yield", self)
+        if self.state is _State.ENDED:
+            raise RuntimeError("yield_ was called after its producer had ended")
         if self.state is not _State.WANTED:
             raise RuntimeError("yield_ was called by two at once: only one may produce an item at a time")
+        self._hand_over(item)
+        await suspend(self._wait, "Sequence.yield", self)
+
+    def _hand_over(self, item: T) -> None:
+        # Not in `yield_`, whose frame lasts: it would hold the consumer, and so the iterator, which may be dropped.
         self.state = _State.IDLE
         consumer, self.consumer = self.consumer, None
         if consumer is None or not consumer.resume(item):
             self.left_over.append(item)
-        await suspend(self._wait, "Sequence.yield", self)
 
     def _wait(self, suspension: Suspension[None]) -> Callable[[Any], None]:
         self.producer = suspension
@@ -109,7 +130,10 @@ class Sequence(Generic[T]):
             return talk.left_over.pop()
         if talk.state is _State.ENDED:
             last_word, talk.last_word = talk.last_word, StopAsyncIteration()
-            raise last_word
+            try:
+                raise last_word
+            finally:
+                del last_word  # its traceback holds this frame
         if talk.state is _State.NEW:
             self._switch._fork_sequence(talk.produce, getattr(talk.f, "__name__", "sequence"), talk.ended)
             talk.state = _State.WANTED
@@ -119,13 +143,15 @@ class Sequence(Generic[T]):
             raise StopAsyncIteration from None
 
     async def aclose(self) -> None:
-        """Cancel the producer, if it has not ended."""
-        self._talk.scope.cancel()
+        """Cancel the producer, if it has not ended. There are no more items."""
+        self._talk.close()
 
     def __del__(self) -> None:
         talk = self._talk
         if talk.state is _State.IDLE or talk.state is _State.WANTED:
-            talk.scope.cancel()
+            # Garbage is collected in any thread, and in the middle of anything.
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                self._switch.call_soon(talk.close)
 
 
 class _Ended(Exception):
@@ -133,4 +159,4 @@ class _Ended(Exception):
 
 
 def _out_of_a_generator(error: BaseException) -> BaseException:
-    return _Ended() if isinstance(error, (StopAsyncIteration, StopIteration)) else error
+    return _Ended() if isinstance(error, StopAsyncIteration) else error

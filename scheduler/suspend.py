@@ -85,6 +85,15 @@ class Suspension(Generic[T]):
                 self._withdraw(self)
             future.set_exception(cancellation.tell(self.fiber))
 
+    def abandon(self) -> None:
+        """Its fiber was destroyed, or thrown something into: withdraw it, if it waits still."""
+        future = self._future
+        if not future.done():
+            if self._withdraw is not None:
+                self._withdraw(self)
+            if not future.get_loop().is_closed():
+                future.cancel()
+
     def is_overtaken_by(self, error: CancelledError) -> bool:
         """Whether this error, which came instead of the outcome, is no part of it, and the outcome comes first."""
         future = self._future
@@ -92,12 +101,12 @@ class Suspension(Generic[T]):
             if self._withdraw is not None:
                 self._withdraw(self)
             return False
+        if not future.done():
+            self.abandon()
+            return False
         if future.exception() is error:
             return False
-        # A foreign cancel hit after the wait was completed: asyncio raises it again at the fiber's next wait.
-        task = self.fiber.task()
-        task.uncancel()
-        task.cancel(*error.args[:1])
+        self.fiber.cancel_again(error)
         return True
 
 
@@ -137,6 +146,9 @@ def _wait(suspension: Suspension[T]) -> Generator[Any, Any, T]:
     except CancelledError as error:
         if suspension.is_overtaken_by(error):
             return suspension._future.result()
+        raise
+    except BaseException:
+        suspension.abandon()
         raise
     finally:
         suspension.fiber.suspension = None

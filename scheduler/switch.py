@@ -11,27 +11,29 @@ import asyncio
 import contextvars
 import enum
 import functools
+import inspect
 import logging
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from types import CoroutineType, TracebackType
+from types import CoroutineType, GeneratorType, TracebackType
 from typing import Any, NoReturn, TypeVar, TypeVarTuple, cast, overload
 
 from domains.errors import Cancelled
 from domains.scheduler.cancel import protect
-from domains.scheduler.context import Cancellation, Context, Fiber, FiberTask, Work, current_fiber
+from domains.scheduler.context import Cancellation, Context, Fiber, FiberTask, Work, check, current_fiber
 from domains.scheduler.promise import Promise, Raised, Resolver
 from domains.scheduler.running import running_loop, running_task
 from domains.scheduler.sequence import Sequence
 from domains.scheduler.suspend import Suspension, suspend
 
-__all__ = ["Hook", "Switch"]
+__all__ = ["CancelHandle", "Hook", "Switch", "is_awaitable"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _log = logging.getLogger("domains")
+_SWEEP_AT_LEAST = 64
 
 
 class _State(enum.Enum):
@@ -59,6 +61,26 @@ class Hook:
         return True
 
 
+class CancelHandle:
+    """Cancels its switch: the one part of a switch that can be handed to another domain."""
+
+    __slots__ = ("__weakref__", "_switch", "label")
+
+    def __init__(self, switch: Switch) -> None:
+        self._switch = switch
+        self.label = switch.name
+
+    def __repr__(self) -> str:
+        return f"<cancel handle of {self._switch!r}>"
+
+    def cancel(self) -> None:
+        """End everything inside the switch, quietly; nothing happens if it has ended."""
+        self._switch.cancel()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} travels only between domains: as a job's argument or result, or inside another one")
+
+
 class Switch:
     """`async with Switch() as switch:` a block that ends when all that was started in it has ended.
 
@@ -73,12 +95,15 @@ class Switch:
         self._state = _State.NEW
         self._fibers = 0
         self._daemons: Context | None = None
+        self._living_daemons = 0
         self._failures: list[BaseException] = []
         self._cut_short = False  # some of the code inside ended with Cancelled, as a consequence
         self._own: Cancellation | None = None
         self._hooks: dict[Hook, None] = {}
-        self._unseen: list[Promise[Any]] = []
+        self._unseen: list[Promise[Any]] = []  # those that failed; swept of those that somebody has seen
+        self._sweep_at = _SWEEP_AT_LEAST
         self._joining: Suspension[None] | None = None
+        self._cancel_handle: CancelHandle | None = None
 
     def __repr__(self) -> str:
         return f"<switch {self.name!r}, {self._state.value}>"
@@ -96,6 +121,7 @@ class Switch:
             raise cancellation.tell(fiber)
         self._loop = asyncio.get_running_loop()
         self._owner = fiber
+        self._foreign_cancels = fiber.foreign_cancels
         self._context = Context(fiber.context, f"switch {self.name!r}", protected=self._protected, owner=self)
         fiber.enter(self._context)
         self._outer_delivered = 0
@@ -117,13 +143,9 @@ class Switch:
             )
         if error is not None:
             self._failed(fiber, error)
-        while self._fibers or self._daemons is not None:
+        while self._fibers or self._living_daemons:
             if not self._fibers and self._daemons is not None:
                 self._daemons.cancel(None)
-                if not self._daemons.fibers and not self._daemons.children:
-                    self._context.children.pop(self._daemons, None)
-                    self._daemons = None
-                    continue
             try:
                 await suspend(self._join, "Switch.join", self, protected=True)
             except CancelledError as cancelled:  # somebody else's `task.cancel()`
@@ -136,6 +158,16 @@ class Switch:
             fiber.take_back_delivered()
             fiber.delivered = self._outer_delivered
         fiber.leave(self._context)
+        if self._unseen:
+            self._log_unseen()
+        try:
+            return self._conclude(error)
+        finally:
+            # What is raised holds this frame, and what was the reason is held by much else: no cycles.
+            del error, traceback
+            self._forget()
+
+    def _log_unseen(self) -> None:
         for promise in self._unseen:
             if not promise.was_seen:
                 result = promise._result
@@ -145,7 +177,13 @@ class Switch:
                     self,
                     exc_info=getattr(result, "error", None),
                 )
-        return self._conclude(error)
+        self._unseen = []
+
+    def _forget(self) -> None:
+        self._own = None
+        self._context.owner = None
+        if self._context.cancellation is not None:
+            self._context.cancellation = Cancellation(None)
 
     def _conclude(self, error: BaseException | None) -> bool:
         """Raise what the switch came to; True if that is nothing, False if it is what the body raised."""
@@ -154,13 +192,17 @@ class Switch:
             failures = [failure for failure in failures if not isinstance(failure, CancelledError)] or failures[:1]
         self._failures = []
         if not failures:
-            cancellation = self._context.cancellation
-            if not self._cut_short or cancellation is self._own:
+            if not self._cut_short:
                 return True
+            owner, cancellation = self._owner, self._context.cancellation
             assert cancellation is not None
+            foreign = owner.foreign_cancels > self._foreign_cancels
+            if cancellation is self._own and not foreign:
+                return True
             if isinstance(error, CancelledError):
                 return False
-            raise cancellation.tell(self._owner)
+            # Somebody's `task.cancel()` that came meanwhile must not be swallowed.
+            raise CancelledError if foreign else cancellation.tell(owner)
         if len(failures) == 1:
             failure = failures[0]
             if failure is error:
@@ -189,10 +231,10 @@ class Switch:
             try:
                 with protect():
                     released = hook._release()
-                    if _is_awaitable(released):
+                    if is_awaitable(released):
                         await released
             except BaseException as error:
-                self._failures.append(error)
+                self._add_failure(error)
 
     # Forking
 
@@ -235,7 +277,7 @@ class Switch:
             self._begin(fiber)
             result = f(*args)
             del f, args  # they are f's own now: it may let go of them
-            if type(result) is CoroutineType or _is_awaitable(result):
+            if type(result) is CoroutineType or is_awaitable(result):
                 await result
         except BaseException as error:
             self._failed(fiber, error)
@@ -271,7 +313,7 @@ class Switch:
             self._begin(fiber)
             result = f(*args)
             del f, args
-            if type(result) is CoroutineType or _is_awaitable(result):
+            if type(result) is CoroutineType or is_awaitable(result):
                 result = await result
         except BaseException as error:
             resolver.try_fail(error)
@@ -305,6 +347,9 @@ class Switch:
     def _promise_failed(self, promise: Promise[Any], error: BaseException) -> None:
         if not isinstance(error, CancelledError):
             self._unseen.append(promise)
+            if len(self._unseen) >= self._sweep_at:
+                self._unseen = [promise for promise in self._unseen if not promise.was_seen]
+                self._sweep_at = max(2 * len(self._unseen), _SWEEP_AT_LEAST)
         elif self._context.cancellation is not None:
             self._cut_short = True
 
@@ -334,6 +379,7 @@ class Switch:
         variables: contextvars.Context | None,
         ended: Callable[[], None],
     ) -> None:
+        self._living_daemons += 1
         if self._daemons is None:
             self._daemons = Context(self._context, f"daemons of switch {self.name!r}")
         self._start(self._run_daemon(f, args, ended), self._daemons, name, variables)
@@ -344,14 +390,14 @@ class Switch:
             self._begin(fiber)
             result = f(*args)
             del f, args
-            if type(result) is CoroutineType or _is_awaitable(result):
+            if type(result) is CoroutineType or is_awaitable(result):
                 await result
         except BaseException as error:
             assert self._daemons is not None
-            cancelled = self._daemons.cancellation
-            if not isinstance(error, CancelledError) or cancelled is None or fiber.told is not cancelled:
+            if not _is_consequence(error, fiber, self._daemons.cancellation):
                 self._failed(fiber, error)
         finally:
+            self._living_daemons -= 1
             ended()
             self._ended(fiber)
 
@@ -393,18 +439,24 @@ class Switch:
 
     def _failed(self, fiber: Fiber, error: BaseException) -> None:
         """The body or a fiber ended with this: a consequence of the cancellation, or a failure."""
-        cancellation = self._context.cancellation
-        if isinstance(error, CancelledError) and cancellation is not None and fiber.told is cancellation:
+        if _is_consequence(error, fiber, self._context.cancellation):
             self._cut_short = True
-            return
+        else:
+            self._add_failure(error)
+            self._cancel(error)
+
+    def _add_failure(self, error: BaseException) -> None:
         if not any(error is failure for failure in self._failures):
             self._failures.append(error)
-        self._cancel(error)
 
     def _cancel(self, reason: BaseException | None) -> None:
         cancellation = self._context.cancel(reason)
         if cancellation is not None:
             self._own = cancellation
+
+    def call_soon(self, f: Callable[[], object]) -> None:
+        """Call f on the switch's loop, from any thread. Raises RuntimeError if that is closed."""
+        self._loop.call_soon_threadsafe(f)
 
     def check_open(self) -> None:
         """Raise RuntimeError unless something can be started in it, here and now."""
@@ -433,7 +485,7 @@ class Switch:
         release = functools.partial(f, *args) if args else f
         if self._state is _State.FINISHED or self._state is _State.NEW:
             result = release()
-            if _is_awaitable(result):
+            if is_awaitable(result):
                 asyncio.ensure_future(_finish(result))  # noqa: RUF006 - nobody is left to wait for it
             raise RuntimeError(f"{self!r} cannot keep a resource: it was released at once")
         hook = Hook(self._hooks, release)
@@ -445,8 +497,12 @@ class Switch:
     @overload
     async def enter(self, manager: AbstractContextManager[T, Any]) -> T: ...
     async def enter(self, manager: Any) -> Any:
-        """Enter a context manager, async or not, and leave it when the switch ends; returns what it gives."""
+        """Enter a context manager, async or not, and leave it when the switch ends; returns what it gives.
+
+        On leaving it is told the first failure, or Cancelled if the switch was cut short; it cannot suppress that.
+        """
         self.check_open()
+        check()
         kind = type(manager)
         if hasattr(kind, "__aenter__"):
             value = await kind.__aenter__(manager)
@@ -457,14 +513,31 @@ class Switch:
         else:
             raise TypeError(f"enter takes a context manager, not {manager!r}")
 
-        def release() -> Any:
-            error = self.error
-            return leave(manager, None if error is None else type(error), error, error and error.__traceback__)
-
-        self.on_release(release)
+        self.on_release(self._leave, manager, leave)
         return value
 
+    async def _leave(self, manager: Any, leave: Callable[..., Any]) -> None:
+        error = self.error
+        if error is None and self._cut_short and self._context.cancellation is not None:
+            error = Cancelled(self._context.cancellation.reason)
+        try:
+            left = leave(manager, None if error is None else type(error), error, error and error.__traceback__)
+            if is_awaitable(left):
+                await left
+        except BaseException as raised:
+            if raised is not error:
+                raise
+        finally:
+            del error  # which, where it is raised, holds this frame
+
     # Ending
+
+    @property
+    def cancel_handle(self) -> CancelHandle:
+        """What cancels this switch, also from other domains, which a switch itself cannot be handed to."""
+        if self._cancel_handle is None:
+            self._cancel_handle = CancelHandle(self)
+        return self._cancel_handle
 
     def cancel(self) -> None:
         """End everything inside, quietly: nothing is raised outside, unless something else fails."""
@@ -473,11 +546,12 @@ class Switch:
 
     def fail(self, error: BaseException) -> None:
         """End everything inside, and raise this outside."""
+        if not isinstance(error, BaseException):
+            raise TypeError(f"a switch fails with an exception, not with {error!r}")
         self._check_entered()
         if self._state is _State.FINISHED:
             raise RuntimeError(f"{self!r} can fail no more: it has finished") from error
-        if not any(error is failure for failure in self._failures):
-            self._failures.append(error)
+        self._add_failure(error)
         self._cancel(error)
 
     def interrupt(self, reason: BaseException) -> None:
@@ -499,10 +573,28 @@ class Switch:
     def _check_entered(self) -> None:
         if self._state is _State.NEW:
             raise RuntimeError(f"{self!r}: use it inside its `async with` block")
+        if self._state is not _State.FINISHED and running_loop() is not self._loop:
+            raise RuntimeError(f"{self!r} belongs to another event loop or thread: use it only where it was entered")
 
 
-def _is_awaitable(value: object) -> bool:
-    return value is not None and hasattr(type(value), "__await__")
+def _is_consequence(error: BaseException, fiber: Fiber, cancellation: Cancellation | None) -> bool:
+    """Whether a fiber ended with this error because its switch was cancelled.
+
+    Any `Cancelled` is then, such as that of a promise whose fiber was cancelled as well; of asyncio's own, which may
+    be somebody's `task.cancel()`, one that comes after the fiber was told.
+    """
+    if cancellation is None or not isinstance(error, CancelledError):
+        return False
+    return isinstance(error, Cancelled) or fiber.told is cancellation
+
+
+def is_awaitable(value: object) -> bool:
+    """Whether a function was `async`, or as good as that, seen from what it returned."""
+    if value is None:
+        return False
+    if isinstance(value, GeneratorType):  # as `yield_now` returns
+        return bool(value.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE)
+    return hasattr(type(value), "__await__")
 
 
 def _nothing() -> None:
