@@ -50,6 +50,8 @@ class Conversation:
         self.link.start(self)
 
     def on_messages(self, messages: list[Any], buffers: list[memoryview]) -> None:
+        if not self.link.is_open:
+            return  # this side has said goodbye: it begins nothing any more, and could not answer
         handlers = self._handlers
         used = 0
         for message in messages:

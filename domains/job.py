@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from domains.conversation import Buffers
-from domains.errors import Cancelled
+from domains.errors import Cancelled, DomainsError
 from domains.failures import unpack_failure
 from domains.functions import Function
 from domains.ipc.pickling import Pickling
@@ -152,6 +152,10 @@ class Job(Generic[T]):
             self.owner.try_again(self)
         else:
             self.fail(error)
+
+    def undelivered(self, error: DomainsError) -> None:
+        """Its domain has died, perhaps before it had opened the arguments: what they refer to hears of that."""
+        self._references.undelivered(self.holds, error)
 
     def fail(self, error: BaseException) -> None:
         self._end(Raised(error, error.__traceback__))

@@ -194,6 +194,8 @@ class JobRunner:
 
     def _next(self) -> _Received | None:
         """The job to start now, if there is one and the parent reads the results."""
+        if not self._link.is_open:
+            return None  # this domain has said goodbye, or its parent is gone
         if self._link.is_congested:
             self._link.when_writable(self._schedule_pump)
             return None
@@ -287,7 +289,7 @@ class JobRunner:
                 value = await call(*arguments)
             except BaseException as error:
                 self._end(message)
-                if isinstance(error, Cancelled) and self._is_ending():
+                if isinstance(error, asyncio.CancelledError) and self._is_ending():
                     return  # nobody cancelled the job: it is its domain that ends, and the parent tells of that
                 self._answer_raised(message.job, error, time.perf_counter() - started, f"job {known.name!r}")
             else:

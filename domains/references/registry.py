@@ -210,6 +210,17 @@ class References:
                 found[1].holds -= 1
                 self._drop_if_unused(found[1])
 
+    def undelivered(self, holds: Iterable[int], error: DomainsError) -> None:
+        """The domain that pickles were sent to has died: one that never opened them is a holder that is gone."""
+        for hold in holds:
+            found = self._holds.pop(hold, None)
+            if found is not None and found[1] is not None:
+                export = found[1]
+                export.holds -= 1
+                if not export.holders and not export.holds:
+                    self.kinds[export.kind].holder_gone(export, error)
+                self._drop_if_unused(export)
+
     def _drop_if_unused(self, export: Export) -> None:
         if not export.holders and not export.holds and export.number in self.exports:
             del self.exports[export.number]

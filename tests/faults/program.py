@@ -116,6 +116,11 @@ class Program:
             lines.append(line.decode())
         return [*lines, self._heard.decode()] if self._heard else lines
 
+    def hear_line(self) -> str | None:
+        """The next line, or None where its output ends."""
+        line = self._read_line()
+        return None if line is None else line.decode()
+
     def _read_line(self) -> bytes | None:
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()

@@ -1,7 +1,9 @@
 """A domain that dies fails only what ran in it, at once, with how it died; the pool goes on with another."""
 
+import asyncio
 import ctypes
 import os
+import select
 import signal
 import threading
 
@@ -170,10 +172,13 @@ def test_a_domain_that_somebody_terminates_is_one_that_died(link, number):
             await fiber.await_cancel()
 
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
-            waiting = pool.submit_fork(sw, wait, start, weight=1.0)
+            waiting = pool.submit_fork(sw, wait, start, weight=0.1)
+            elsewhere = pool.submit_fork(sw, asyncio.sleep, 1000, weight=0.1)
             os.kill(await started, number)
             with pytest.raises(DomainDied):
                 await waiting
+            with pytest.raises(DomainDied):
+                await elsewhere
             assert await pool.submit(_echo, 1, weight=1.0) == 1
 
     domains.run(main, link=link)
@@ -232,3 +237,42 @@ def _submit(pool, f, *args):
         await pool.submit(f, *args, weight=1.0)
 
     return submit
+
+
+def test_what_is_sent_to_a_domain_that_has_said_goodbye_is_not_begun(tmp_path):
+    mark = tmp_path / "begun"
+
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain:
+            os.kill(await domain.call(os.getpid), signal.SIGTERM)
+            # Its goodbye has arrived, and is not read before the loop's next turn: this call is sent after it.
+            select.select([domain._handle.link._socket], [], [])
+            with pytest.raises(DomainDied):
+                await domain.call(mark.touch)
+            assert (await domain._handle.ended).exitcode == 128 + signal.SIGTERM
+        assert not mark.exists()
+
+    domains.run(main, link="socketpair")
+
+
+def test_a_resolver_that_its_domain_never_opened_dies_with_it(link):  # S37
+    async def main(env):
+        promise, resolver = domains.Promise.create()
+        async with env.domain_mgr.spawn() as domain, Switch() as sw:
+            await domain.call(_echo, 1)
+            dying = sw.fork_promise(domain.call, _kill)
+            sent = sw.fork_promise(domain.call, _resolve, resolver)  # behind it, in the same frame
+            with pytest.raises(DomainDied):
+                await promise
+            with pytest.raises(DomainDied):
+                await sent
+            with pytest.raises(DomainDied):
+                await dying
+        assert not env.domain_mgr.references.exports
+        assert not env.domain_mgr.references._holds
+
+    domains.run(main, link=link)
+
+
+def _resolve(resolver):
+    resolver.resolve(None)
