@@ -7,6 +7,7 @@ gone. The thread knows the executor only weakly.
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  # uvloop needs it, and at the interpreter's exit it cannot be imported
 import contextlib
 import itertools
 import os

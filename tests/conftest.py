@@ -55,7 +55,7 @@ def _processes() -> set[str]:
     found = set()
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            found.add(f"process {process.pid} ({' '.join(process.cmdline())[:80]}, {process.status()})")
+            found.add(f"process {process.pid} ({' '.join(process.cmdline())[:80]})")
     return found
 
 
