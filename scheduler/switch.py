@@ -181,7 +181,9 @@ class Switch:
 
     def _forget(self) -> None:
         self._own = None
+        self._daemons = None
         self._context.owner = None
+        self._context.children.clear()
         if self._context.cancellation is not None:
             self._context.cancellation = Cancellation(None)
 
@@ -318,6 +320,7 @@ class Switch:
         except BaseException as error:
             resolver.try_fail(error)
             self._promise_failed(resolver.promise, error)
+            del resolver  # its promise holds the error, whose traceback holds this frame
         else:
             resolver.try_resolve(result)
         finally:
