@@ -21,6 +21,7 @@ from domains.ipc.claims import OfferedClaims
 from domains.ipc.interrupts import NOBODY, SentInterrupts
 from domains.job import Job, JobState
 from domains.launcher.provider import DomainProcess, Ending
+from domains.logs import handle_record, levels
 from domains.protocol import (
     CancelHeard,
     CancelJob,
@@ -30,6 +31,7 @@ from domains.protocol import (
     JobRaised,
     JobReturned,
     LendWeight,
+    LogRecord,
     MemoryExceeded,
     Ready,
     RegainWeight,
@@ -112,6 +114,8 @@ class DomainHandle:
         conversation.handle(LendWeight, lambda message, _: self._weight_lent(message.job, True))
         conversation.handle(RegainWeight, lambda message, _: self._weight_lent(message.job, False))
         conversation.when_gone(self._link_gone)
+        conversation.handle(LogRecord, self._log)
+        conversation.send(levels())
         conversation.start()
         process.when_ended(self._process_ended)
 
@@ -311,6 +315,9 @@ class DomainHandle:
         """Ask for the end of everything that was sent here."""
         for job in list(self.jobs.values()):
             job.cancel(reason)
+
+    def _log(self, message: LogRecord, buffers: Buffers) -> None:
+        handle_record(self.name, message, buffers, self.conversation.pickling)
 
     def _ready(self, message: Ready, _: Buffers) -> None:
         self.was_ready = True

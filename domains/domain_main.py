@@ -19,12 +19,14 @@ from domains.ipc.link import Link
 from domains.job_runner import JobRunner
 from domains.launcher.control import Birth
 from domains.launcher.links import kind_called
+from domains.logs import forward_logs
 from domains.protocol import ProtocolCodec, Ready
 from domains.references.kinds import kinds
 from domains.references.registry import References
 from domains.scheduler.promise import Promise
 from domains.scheduler.run import event_loop_factory, run
 from domains.scheduler.switch import Switch
+from domains.standard_streams import print_whole_lines
 
 event_loop_factory()  # imported here, the loop is in the launcher's image, and no domain has to wait for it
 
@@ -32,6 +34,7 @@ event_loop_factory()  # imported here, the loop is in the launcher's image, and 
 def become_domain(birth: Birth, descriptors: Mapping[str, int]) -> int:
     """Live as the domain that `birth` describes; returns the exit status."""
     become(DomainInfo(birth.domain, birth.name, os.getpid()))
+    print_whole_lines()
     claims = ReceivedClaims(descriptors)
     interrupts = ReceivedInterrupts(descriptors)
     interruptions = Interruptions(interrupts)
@@ -66,6 +69,7 @@ async def serve(link: Link, claims: ReceivedClaims, interruptions: Interruptions
 
         conversation.when_gone(parent_gone)
         references.converse(conversation, with_parent=True)
+        forward_logs(conversation)
         JobRunner(conversation, switch, claims, interruptions, lambda: finish.try_resolve(None))
         conversation.start()
         try:

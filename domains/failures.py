@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from types import TracebackType
 
 import msgspec
 
@@ -47,6 +48,7 @@ class _PackedFailure(msgspec.Struct, array_like=True):
 
 
 _MOST_LINKS = 16
+_OURS = "domains."
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_PackedFailure)
 
@@ -135,9 +137,18 @@ def _attach(error: BaseException, text: str) -> None:
 
 def _format(error: BaseException) -> str:
     try:
-        return "".join(traceback.format_exception(error))
+        shown = traceback.TracebackException(type(error), error, _users_part(error.__traceback__))
+        return "".join(shown.format())
     except Exception as broken:  # a user's __str__ may raise
         return f"{type(error).__qualname__} (its traceback could not be formatted: {broken!r})"
+
+
+def _users_part(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from where our own frames, which only call the user's, have ended."""
+    users = trace
+    while users is not None and str(users.tb_frame.f_globals.get("__name__")).startswith(_OURS):
+        users = users.tb_next
+    return users or trace
 
 
 def _message(error: BaseException) -> str:

@@ -224,6 +224,24 @@ class MemoryExceeded(Struct, tag=25, array_like=True):
     size_bytes: int
 
 
+class ConfigureLogging(Struct, tag=40, array_like=True):
+    """From the parent: the levels of its loggers, and that below which nothing is logged at all."""
+
+    root: int
+    levels: dict[str, int]
+    disable: int
+
+
+class LogRecord(Struct, tag=41, array_like=True):
+    """A log record: the values of `domains.logs._FIELDS`, its message, where it was made, and a pickle of the rest."""
+
+    fields: list[str | int | float | None]
+    text: str
+    domain: str
+    extra: bytes
+    buffers: int
+
+
 class Ready(Struct, tag=12, array_like=True):
     """From a domain to its parent: it runs, and takes jobs."""
 
@@ -258,6 +276,8 @@ Message = (
     | SubmittedEnded
     | WatchMemory
     | MemoryExceeded
+    | ConfigureLogging
+    | LogRecord
     | Ready
     | Finish
 )

@@ -17,10 +17,11 @@ from domains.errors import Cancelled, Closed, DomainDied, DomainsError
 from domains.job import Job, JobState
 from domains.pool.members import Member, Members, MemberState
 from domains.pool.options import PoolOptions
+from domains.pool.progress import ProgressCount
 from domains.pool.queue import JobQueue
 from domains.pool.stats import DomainStats, PoolStats
 from domains.protocol import FULL_WEIGHT
-from domains.scheduler.promise import Promise
+from domains.scheduler.promise import Promise, Raised
 
 if TYPE_CHECKING:
     from domains.domain_manager import DomainManager
@@ -45,6 +46,7 @@ class Submissions(Protocol):
     def cancel(self, job: Job[Any], reason: BaseException, /) -> None: ...
     def job_ended(self, job: Job[Any], /) -> None: ...
     def try_again(self, job: Job[Any], /) -> None: ...
+    def count_items(self, submitted: int, ended: int, /) -> None: ...
     def stats(self) -> PoolStats: ...
 
 
@@ -59,6 +61,7 @@ class Dispatcher:
         self._max_jobs = options.max_jobs or 0
         self._closed: DomainsError | None = None
         self._drained: DomainsError | None = None
+        self.count = ProgressCount()
         self._unfinished = 0
         self._when_idle: list[Callable[[], object]] = []
         self._scheduled = False
@@ -79,6 +82,7 @@ class Dispatcher:
         """Queue a job of which this is the owner; the pool must not be closed."""
         assert self._closed is None
         self._unfinished += 1
+        self.count.submitted += 1
         self._queue.push(job)
         if not self._scheduled:
             self.changed()
@@ -96,6 +100,11 @@ class Dispatcher:
         elif job.state is JobState.QUEUED:
             job.fail(Cancelled(reason))
             self._queue.cancelled()
+
+    def count_items(self, submitted: int, ended: int) -> None:
+        """Jobs stand for so many more things that a user counts."""
+        self.count.submitted += submitted
+        self.count.ended += ended
 
     def stats(self) -> PoolStats:
         domains = tuple(
@@ -202,6 +211,9 @@ class Dispatcher:
 
     def job_ended(self, job: Job[Any]) -> None:
         self._unfinished -= 1
+        self.count.ended += 1
+        if type(job.promise._result) is Raised:
+            self.count.failed += 1
         if not self._unfinished:
             callbacks, self._when_idle = self._when_idle, []
             for callback in callbacks:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, TypeVarTuple,
 from domains.domain import GRACE_SECONDS
 from domains.errors import Closed, DomainDied
 from domains.job import Job
-from domains.pool.checks import checked_retry, checked_weight
+from domains.pool.checks import checked_retry, checked_seconds, checked_weight
 from domains.pool.dispatch import Dispatcher, Submissions
 from domains.pool.mapping import map_over
 from domains.pool.options import checked_options
+from domains.pool.progress import PoolProgress, ProgressWatch
 from domains.pool.stats import PoolStats
 from domains.retry import RetryOn
 from domains.scheduler import fiber
@@ -255,6 +256,14 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
     def stats(self) -> PoolStats:
         """What the pool is doing at this moment."""
         return self._open().stats()
+
+    def watch(self, callback: Callable[[PoolProgress], object], *, interval: float = 0.1) -> ProgressWatch:
+        """`with pool.watch(callback):` call `callback(progress)` at most every `interval` seconds, and at the end.
+
+        Progress counts what was submitted, has ended and has failed since the block began, whoever submitted it.
+        `domains.pool.progress_bar` draws it.
+        """
+        return ProgressWatch(self._at_home().count, callback, checked_seconds("interval", interval))
 
     def _open(self) -> Submissions:
         """The dispatcher, while jobs may be submitted; raises Closed otherwise."""

@@ -99,6 +99,7 @@ async def _map(
                     job: Job[Any] = Job(function, (group,), references, weight, dispatch)
                     job.on_end = ended
                     dispatch.push(job)
+                    dispatch.count_items(len(group) - 1, 0)
                     sizes[job] = len(group)
                     taken += len(group)
                     under_way.append((job, len(group)))
@@ -110,6 +111,7 @@ async def _map(
                 job = await finished.take()
             values = await job.promise
             size = sizes.pop(job)
+            dispatch.count_items(0, size - 1)
             group_size.learn(size, job.seconds)
             for value in values:
                 yield value

@@ -91,6 +91,9 @@ class RemoteDispatcher:
     def try_again(self, job: Job[Any]) -> NoReturn:
         raise AssertionError("jobs are run again from their pool's home")
 
+    def count_items(self, submitted: int, ended: int) -> None:
+        """At the pool's home each group of a map that comes from elsewhere counts as one."""
+
     def stats(self) -> NoReturn:
         raise RuntimeError("a pool's stats are known in its home domain only")
 

@@ -71,8 +71,8 @@ def test_a_forked_job_is_cancelled_when_its_switch_fails(link, tmp_path):
 
 
 def spin(begin, end=None):
-    Path(begin).touch()
     try:
+        Path(begin).touch()
         while True:
             pass
     except asyncio.CancelledError as error:
@@ -195,9 +195,9 @@ def test_a_job_with_a_loop_of_its_own_unwinds_as_that_loop_does(tmp_path):
 
 
 def deaf(begin):
-    Path(begin).touch()
     while True:
         try:
+            Path(begin).touch()
             while True:
                 pass
         except BaseException:
@@ -205,8 +205,8 @@ def deaf(begin):
 
 
 def blocked_in_c(begin):
-    Path(begin).touch()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG])
+    Path(begin).touch()
     time.sleep(3600)
 
 

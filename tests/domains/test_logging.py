@@ -1,0 +1,237 @@
+"""What a user sees of the domains: log records, printed lines, tracebacks, progress."""
+
+import asyncio
+import io
+import logging
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+import pytest
+
+import domains
+from domains import ExecutorPool, Switch
+
+log = logging.getLogger("tests.domains.logging")
+
+
+def run(main, link="socketpair"):
+    return domains.run(main, link=link)
+
+
+def warn(n):
+    log.warning("job %d", n, extra={"number": n})
+
+
+async def warn_async(n):
+    await asyncio.sleep(0)
+    log.warning("job %d", n)
+
+
+@pytest.mark.parametrize("f", [warn, warn_async])
+def test_log_records_of_a_domain_arrive_with_its_name(link, f, caplog):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.submit(f, 7, weight=0.5)
+            return pool.stats().domains[0]
+
+    domain = run(main, link)
+    (record,) = [record for record in caplog.records if record.name == log.name]
+    assert record.getMessage() == "job 7"
+    assert (record.domain, record.processName, record.process) == (domain.name, domain.name, domain.pid)
+    assert (record.levelname, record.filename) == ("WARNING", "test_logging.py")
+    if f is warn:
+        assert record.number == 7
+
+
+def test_a_record_arrives_while_its_job_still_runs(tmp_path, caplog):
+    finish = tmp_path / "finish"
+
+    def job():
+        log.warning("begun")
+        while not finish.exists():
+            time.sleep(0.001)
+
+    class Finish(logging.Handler):
+        def emit(self, record):
+            finish.touch()
+
+    handler = Finish()
+    log.addHandler(handler)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.submit(job, weight=1.0)
+
+    try:
+        run(main)
+    finally:
+        log.removeHandler(handler)
+    assert "begun" in caplog.text
+
+
+def test_a_domain_logs_at_the_levels_of_its_parent(caplog):
+    def job():
+        log.debug("debug")
+        log.info("info")
+        logging.getLogger("tests.domains.other").info("other")
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.submit(job, weight=1.0)
+
+    with caplog.at_level(logging.INFO, log.name):
+        run(main)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("tests.domains")] == ["info"]
+
+
+def test_a_record_with_an_exception_brings_its_traceback(caplog):
+    def job():
+        try:
+            1 / 0  # noqa: B018
+        except ZeroDivisionError:
+            log.exception("failed", extra={"lock": threading.Lock()})
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.submit(job, weight=1.0)
+
+    run(main)
+    (record,) = [record for record in caplog.records if record.name == log.name]
+    assert "ZeroDivisionError" in record.exc_text
+    assert "lock" in record.lock  # what cannot travel is described
+
+
+def test_records_of_a_thread_of_a_domain_arrive(caplog):
+    def job():
+        thread = threading.Thread(target=log.warning, args=("from a thread",), name="helper")
+        thread.start()
+        thread.join()
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.submit(job, weight=1.0)
+            await pool.submit(abs, 1, weight=1.0)
+
+    run(main)
+    assert [record.threadName for record in caplog.records if record.name == log.name] == ["helper"]
+
+
+def run_nested():
+    async def main(env):
+        await env.domain_mgr.run(warn, 1)
+
+    domains.run(main)
+
+
+def test_records_of_a_domain_of_a_domain_keep_their_name(caplog):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.submit(run_nested, weight=1.0)
+            return pool.stats().domains[0].name
+
+    name = run(main)
+    (record,) = [record for record in caplog.records if record.name == log.name]
+    assert record.domain == f"{name}.1"
+
+
+_PRINTING = """
+import domains
+
+def job(n):
+    print(n, "x" * {length}, sep=":")
+
+async def main(env):
+    async with domains.ExecutorPool(env.domain_mgr, domain_count=3) as pool, domains.Switch() as sw:
+        for n in range(60):
+            pool.submit_fork(sw, job, n, weight=1.0)
+
+domains.run(main)
+"""
+
+
+@pytest.mark.parametrize("length", [10, 3000, 100_000])
+def test_printed_lines_are_whole(length):  # S63
+    program = _PRINTING.format(length=length)
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    lines = output.stdout.splitlines()
+    assert sorted(lines) == sorted(f"{n}:{'x' * length}" for n in range(60))
+    assert output.stderr == ""
+
+
+def outer(n):
+    return inner(n)
+
+
+def inner(n):
+    raise ValueError(f"bad {n}")
+
+
+async def outer_async(n):
+    await asyncio.sleep(0)
+    return inner(n)
+
+
+@pytest.mark.parametrize("f", [outer, outer_async])
+def test_a_traceback_shows_the_users_remote_frames_and_none_of_ours(f):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pytest.raises(ValueError, match="bad 3") as caught:
+                await pool.submit(f, 3, weight=1.0)
+            return caught.value.__notes__[0], "".join(traceback.format_exception(caught.value))
+
+    note, shown = run(main)
+    assert f"in {f.__name__}" in note
+    assert "in inner" in note
+    assert "job_runner" not in note
+    assert "in inner" in shown
+
+
+def test_progress_is_told_while_jobs_end():
+    told = []
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            with pool.watch(told.append, interval=0.01):
+                async with Switch() as sw:
+                    for n in range(50):
+                        pool.submit_fork(sw, abs, n, weight=1.0)
+                assert [r async for r in pool.map(abs, range(100), weight=1.0, chunk=7)] == list(range(100))
+
+    run(main)
+    last = told[-1]
+    assert (last.submitted, last.ended, last.failed) == (150, 150, 0)
+    assert [progress.ended for progress in told] == sorted(progress.ended for progress in told)
+
+
+def test_failures_count_as_ended_and_failed():
+    told = []
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pool.watch(told.append):
+                with pytest.raises(ValueError):
+                    await pool.submit(int, "x", weight=1.0)
+
+    run(main)
+    assert told[-1] == (1, 1, 1)
+
+
+def test_the_rich_progress_bar_shows_a_pools_progress():
+    rich_console = pytest.importorskip("rich.console")
+    from domains.pool.progress_bar import progress_bar
+
+    out = io.StringIO()
+    console = rich_console.Console(file=out, force_terminal=True, width=100)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with progress_bar(pool, "squares", total=40, console=console):
+                async for _ in pool.map(abs, range(40), weight=1.0):
+                    pass
+
+    run(main)
+    assert "squares" in out.getvalue()
+    assert "40/40" in out.getvalue()
