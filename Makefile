@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n 2 -m "not slow"
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench soak clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,9 @@ check: $(VENV)/installed-test $(VENV)/installed-check
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/installed-test
+	$(BIN)/python tests/faults/soak.py --seconds $(SOAK_SECONDS) --seed $(SOAK_SEED)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         DomainUnavailable,
         NotPicklable,
         Poisoned,
+        RestartsExceeded,
     )
     from domains.identity import DomainInfo, current
     from domains.pool.executor import ExecutorPool
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     )
     from domains.start import run
     from domains.state import domain_state
+    from domains.supervisor import Service, Supervisor
 
 __all__ = [
     "AlreadyResolved",
@@ -84,9 +86,12 @@ __all__ = [
     "Promise",
     "Raised",
     "Resolver",
+    "RestartsExceeded",
     "Returned",
     "Semaphore",
+    "Service",
     "Stream",
+    "Supervisor",
     "Switch",
     "current",
     "domain_state",
@@ -111,6 +116,8 @@ _ELSEWHERE = {
     "current": "domains.identity",
     "domain_state": "domains.state",
     "recommended_domain_count": "domains.cores",
+    "Service": "domains.supervisor",
+    "Supervisor": "domains.supervisor",
     "run": "domains.start",
 }
 """Where a public name lives that is neither an error, nor the scheduler's, nor a module."""
@@ -126,6 +133,7 @@ _ERRORS = {
     "DomainsError",
     "NotPicklable",
     "Poisoned",
+    "RestartsExceeded",
 }
 
 _MODULES = {"errors", "testing"}

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from domains.conversation import Conversation
 from domains.errors import ConnectionLost
+from domains.heartbeat import answer_heartbeats
 from domains.identity import DomainInfo, become
 from domains.interruption import Interruptions
 from domains.ipc.claims import ReceivedClaims
@@ -39,6 +40,7 @@ def become_domain(birth: Birth, descriptors: Mapping[str, int]) -> int:
     interrupts = ReceivedInterrupts(descriptors)
     interruptions = Interruptions(interrupts)
     interruptions.install()
+    answer_heartbeats(descriptors)
 
     async def main() -> None:
         kind = kind_called(birth.link)

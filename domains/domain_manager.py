@@ -6,6 +6,7 @@ Every domain that it opens is in `_open` until it has ended; closing the manager
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -16,9 +17,11 @@ from domains.conversation import Conversation
 from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle, DomainState
 from domains.errors import Closed
 from domains.functions import FunctionCatalogue
+from domains.heartbeat import Heartbeat, checked_seconds
 from domains.identity import current
 from domains.ipc.claims import OfferedClaims
 from domains.ipc.interrupts import SentInterrupts
+from domains.ipc.pulse import Pulse
 from domains.job import Job
 from domains.launcher.provider import Provider
 from domains.protocol import ProtocolCodec
@@ -60,14 +63,18 @@ class DomainManager:
         async with self.spawn() as domain:
             return await domain.call(f, *args)
 
-    def spawn(self, name: str | None = None) -> AbstractAsyncContextManager[Domain]:
+    def spawn(
+        self, name: str | None = None, *, heartbeat_seconds: float | None = None
+    ) -> AbstractAsyncContextManager[Domain]:
         """A domain for the length of an `async with` block: what it still runs at the end is waited for.
 
-        Leaving the block by an exception cancels what runs in the domain.
+        Leaving the block by an exception cancels what runs in the domain. With `heartbeat_seconds` it is asked for a
+        sign of life that often, and killed when it gives none until the next time: it was stopped, or is stuck in C
+        code. The DomainDied that its callers get shows the stacks of its threads.
         """
-        return _Spawned(self, name)
+        return _Spawned(self, name, checked_seconds(heartbeat_seconds))
 
-    def open(self, name: str | None = None) -> DomainHandle:
+    def open(self, name: str | None = None, heartbeat_seconds: float | None = None) -> DomainHandle:
         """Start a domain and return at once; whoever opens it closes it. Raises DomainUnavailable or Closed."""
         if self._closed:
             raise Closed("no domain can be started any more: the program that this manager belongs to has ended")
@@ -75,19 +82,26 @@ class DomainManager:
         if name is None:
             parent = current()
             name = f"domain-{number}" if parent.id == 0 else f"{parent.name}.{number}"
-        claims, interrupts = OfferedClaims(), SentInterrupts()
-        try:
+        with contextlib.ExitStack() as on_failure:
+            claims, interrupts = OfferedClaims(), SentInterrupts()
+            on_failure.callback(claims.close)
+            on_failure.callback(interrupts.close)
             descriptors = {**claims.descriptors(), **interrupts.descriptors()}
+            pulse = None
+            if heartbeat_seconds is not None:
+                pulse = Pulse()
+                on_failure.callback(pulse.close)
+                descriptors |= pulse.descriptors()
             process = self._provider.launch(number, name, ProtocolCodec(), descriptors)
-        except BaseException:
-            claims.close()
-            interrupts.close()
-            raise
+            on_failure.pop_all()
         conversation = Conversation(process.link, self.pickling, f"domain {name!r}")
         self.references.converse(conversation)
         handle = DomainHandle(number, name, process, conversation, claims, interrupts)
         self._open.add(handle)
         handle.when_ended(self._forget)
+        if pulse is not None:
+            assert heartbeat_seconds is not None
+            Heartbeat(handle, pulse, heartbeat_seconds)
         return handle
 
     def _forget(self, handle: DomainHandle) -> None:
@@ -166,14 +180,15 @@ async def _writable(handle: DomainHandle) -> None:
 class _Spawned(AbstractAsyncContextManager[Domain]):
     """Opens a domain on entering, closes it on leaving."""
 
-    def __init__(self, manager: DomainManager, name: str | None) -> None:
+    def __init__(self, manager: DomainManager, name: str | None, heartbeat_seconds: float | None) -> None:
         self._manager = manager
         self._name = name
+        self._heartbeat_seconds = heartbeat_seconds
         self._handle: DomainHandle | None = None
 
     async def __aenter__(self) -> Domain:
         fiber.check()
-        self._handle = self._manager.open(self._name)
+        self._handle = self._manager.open(self._name, self._heartbeat_seconds)
         return Domain(self._handle, self._manager)
 
     async def __aexit__(

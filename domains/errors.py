@@ -19,6 +19,7 @@ __all__ = [
     "DomainsError",
     "NotPicklable",
     "Poisoned",
+    "RestartsExceeded",
 ]
 
 
@@ -104,6 +105,10 @@ class DomainDied(DomainsError):
         if self.fatal_traceback:
             text += f"\n{self.fatal_traceback}"
         return text
+
+
+class RestartsExceeded(DomainsError):
+    """A supervisor's services failed more often than allowed; `__cause__` is the last failure."""
 
 
 class NotPicklable(DomainsError, TypeError):

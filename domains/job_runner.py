@@ -104,6 +104,7 @@ class JobRunner:
         self._dropped: set[int] = set()  # cancelled before they were claimed
         self._claimed: int | None = None  # claimed, but its message has not arrived
         self._at_once: deque[_Received] = deque()
+        self._unanswered: list[Any] = []
         self._running: dict[int, CancelScope | None] = {}
         self._weight = 0
         self._lent: set[int] = set()  # running jobs whose weight does not count at the moment
@@ -194,8 +195,8 @@ class JobRunner:
 
     def _next(self) -> _Received | None:
         """The job to start now, if there is one and the parent reads the results."""
-        if not self._link.is_open:
-            return None  # this domain has said goodbye, or its parent is gone
+        if not self._link.is_open or self._is_ending():
+            return None  # this domain has said goodbye or is about to, or its parent is gone
         if self._link.is_congested:
             self._link.when_writable(self._schedule_pump)
             return None
@@ -290,7 +291,10 @@ class JobRunner:
             except BaseException as error:
                 self._end(message)
                 if isinstance(error, asyncio.CancelledError) and self._is_ending():
-                    return  # nobody cancelled the job: it is its domain that ends, and the parent tells of that
+                    # Nobody cancelled the job: it is its domain that ends, and the parent tells of that. Nor has it
+                    # dropped what it was handed: that is lost with the domain, and whoever waits for it is told.
+                    self._unanswered.append(arguments)
+                    return
                 self._answer_raised(message.job, error, time.perf_counter() - started, f"job {known.name!r}")
             else:
                 self._end(message)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import struct
 from collections import deque
@@ -16,6 +17,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 from msgspec import Struct
+
+DUMP_SIGNAL = signal.SIGWINCH
+"""Has a domain write the stacks of its threads into its crash report; ignored by a process that is not one yet."""
 
 _LENGTH = struct.Struct("!I")
 _MOST_DESCRIPTORS = 64

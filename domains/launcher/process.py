@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from domains.launcher.control import (
+    DUMP_SIGNAL,
     Birth,
     ControlMessage,
     ControlSocket,
@@ -175,6 +176,7 @@ def _reset_process(launcher: Launcher, birth: Birth, crash: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     launcher.disown()
     faulthandler.enable(file=crash)
+    faulthandler.register(DUMP_SIGNAL, file=crash)
     for module in ("random", "numpy.random"):
         if module in sys.modules:
             sys.modules[module].seed()

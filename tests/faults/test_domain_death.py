@@ -276,3 +276,22 @@ def test_a_resolver_that_its_domain_never_opened_dies_with_it(link):  # S37
 
 def _resolve(resolver):
     resolver.resolve(None)
+
+
+def test_a_resolver_in_a_domain_that_is_terminated_dies_with_it(link):  # S37
+    async def hold(resolver, start):
+        start.resolve(os.getpid())
+        await fiber.await_cancel()
+
+    async def main(env):
+        promise, resolver = domains.Promise.create()
+        started, start = domains.Promise.create()
+        async with env.domain_mgr.spawn() as domain, Switch() as sw:
+            holding = sw.fork_promise(domain.call, hold, resolver, start)
+            os.kill(await started, signal.SIGTERM)
+            with pytest.raises(DomainDied):
+                await promise
+            with pytest.raises(DomainDied):
+                await holding
+
+    domains.run(main, link=link)
