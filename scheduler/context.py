@@ -157,12 +157,14 @@ class _ForeignFiber(Fiber):
     __slots__ = ("_task", "context", "delivered", "suspension", "told")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
-        self._task = weakref.ref(task)
+        context = Context(None, f"task {task.get_name()!r}")
+        # The tree ends with the task: its fiber and context hold each other, and would stay until garbage collection.
+        self._task = weakref.ref(task, lambda _: context.fibers.clear())
         self.suspension = None
         self.told = None
         self.delivered = 0
-        self.context = Context(None, f"task {task.get_name()!r}")
-        self.context.fibers[self] = None
+        self.context = context
+        context.fibers[self] = None
 
     def task(self) -> asyncio.Task[Any]:
         task = self._task()
