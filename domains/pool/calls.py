@@ -1,4 +1,4 @@
-"""What runs in a domain on behalf of an executor: calls with keywords, and chunks of a `map`."""
+"""What runs in a domain on behalf of an executor: calls of objects, calls with keywords, and chunks of a `map`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RUNS_USER_CODE = True
 """Jobs may be interrupted in here: see `domains.interruption`."""
 
 
-def call_with_keywords(f: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+def call(f: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
     return f(*args, **keywords)
 
 

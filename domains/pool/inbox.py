@@ -13,12 +13,13 @@ import inspect
 import threading
 from collections import deque
 from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from domains.errors import Cancelled, Closed
 from domains.functions import Function, name_of
 from domains.job import Job, JobState
-from domains.pool.calls import call_with_keywords
+from domains.pool.calls import call as call_object
 from domains.pool.futures import Call, JobFuture, has_begun
 from domains.scheduler.promise import Raised, Result
 
@@ -29,6 +30,9 @@ _MOST_AT_ONCE = 256
 """Letters that are read before the loop gets a turn: some milliseconds of pickling."""
 
 
+_SMALL = (FunctionType, BuiltinFunctionType, type)
+
+
 class _OpenPool:
     """What an open inbox needs of its pool. Belongs to the loop's thread."""
 
@@ -36,15 +40,15 @@ class _OpenPool:
         self.dispatch = pool._open()
         self._catalogue = pool._catalogue
         self._references = pool._references
-        self._calls_keywords = self._catalogue.add(call_with_keywords)
+        self._call_object = self._catalogue.add(call_object)
 
     def make_job(self, call: Call, weight: int) -> Job[Any]:
         """Raises what is wrong with the call: NotPicklable, TypeError."""
         f, args, keywords, _ = call
-        if keywords:
-            # Not a partial: each would be another function, to be pickled and remembered.
+        if keywords or not isinstance(f, _SMALL):
+            # As an argument: pickled functions are kept on both sides, and an object may hold any amount of data.
             is_async = inspect.iscoroutinefunction(f)
-            function = Function(self._calls_keywords.number, self._calls_keywords.code, name_of(f), is_async)
+            function = Function(self._call_object.number, self._call_object.code, name_of(f), is_async)
             args = f, args, keywords
         else:
             function = self._catalogue.add(f)

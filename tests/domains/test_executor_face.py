@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import multiprocessing
 import os
 import pickle
@@ -106,6 +107,17 @@ def fail_to_set_up() -> None:
     raise LookupError("no set-up")
 
 
+class Model:
+    """A callable object, with data."""
+
+    def __call__(self) -> None:
+        pass
+
+
+def count_models() -> int:
+    return sum(type(thing).__name__ == "Model" for thing in gc.get_objects())
+
+
 def sum_of_squares_in_a_pool(n: int) -> int:
     with domains.PoolExecutor(1) as executor:
         return sum(executor.map(square, range(n)))
@@ -191,6 +203,11 @@ def test_what_cannot_be_pickled_fails_its_job_as_concurrent_futures_says(shared:
         error = future.exception(PATIENCE)
         assert isinstance(error, NotPicklable)
         assert isinstance(error, pickle.PicklingError)
+
+
+def test_callable_objects_are_not_kept_by_their_domain(one: Executor) -> None:
+    wait([one.submit(Model()) for _ in range(5)] + [one.submit(partial(Model())) for _ in range(5)], PATIENCE)
+    assert one.submit(count_models).result(PATIENCE) == 0
 
 
 def test_many_threads_submit_at_once(shared: Executor) -> None:
@@ -414,8 +431,8 @@ def test_light_async_jobs_share_a_domain(gate: Path, tmp_path: Path) -> None:
 
     async def meet(number: int) -> int:
         (turns / str(number)).touch()
-        while len(os.listdir(turns)) < 5:
-            await asyncio.sleep(0.001)  # noqa: ASYNC110  # there are no events between processes
+        while len(os.listdir(turns)) < 5:  # noqa: ASYNC110  # there are no events between processes
+            await asyncio.sleep(0.001)
         return number
 
     with domains.PoolExecutor(1, weight=0.1) as executor:

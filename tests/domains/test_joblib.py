@@ -1,0 +1,117 @@
+"""The joblib backend: `joblib.parallel_config("domains")`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import domains
+
+joblib = pytest.importorskip("joblib", reason="needs the extra joblib")
+from domains.joblib_backend import register  # noqa: E402  # it needs joblib
+
+register()
+
+
+def pid_of(_: object) -> int:
+    return os.getpid()
+
+
+def fail_at(number: int, bad: int, seen: Path) -> int:
+    if number == bad:
+        raise LookupError(f"bad {number}")
+    if number > bad:
+        (seen / str(number)).touch()
+        time.sleep(60)
+    return number
+
+
+def squares_in_parallel(n: int) -> list[int]:
+    return list(joblib.Parallel(n_jobs=2)(joblib.delayed(pow)(i, 2) for i in range(n)))
+
+
+def threads_allowed(_: object) -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def parallel(f: Any, items: Any, **options: Any) -> Any:
+    return joblib.Parallel(**options)(joblib.delayed(f)(item) for item in items)
+
+
+def test_batches_run_in_domains_in_order() -> None:
+    with joblib.parallel_config("domains", n_jobs=2):
+        assert parallel(abs, range(-500, 0)) == list(range(500, 0, -1))
+        assert os.getpid() not in parallel(pid_of, range(10))
+
+
+def test_its_domains_serve_every_call_of_the_block() -> None:
+    with joblib.parallel_config("domains", n_jobs=2):
+        first, second = (set(parallel(pid_of, range(50), batch_size=1)) for _ in range(2))
+    assert len(first | second) <= 2
+
+
+def test_lambdas_and_results_as_a_generator() -> None:
+    with joblib.parallel_config("domains", n_jobs=2):
+        results = parallel(lambda x: x + 1, range(20), return_as="generator")
+        assert list(results) == list(range(1, 21))
+
+
+def test_a_failure_is_raised_as_itself_and_cancels_the_rest(tmp_path: Path) -> None:
+    with joblib.parallel_config("domains", n_jobs=2):
+        with pytest.raises(LookupError, match="bad 1"):
+            joblib.Parallel(batch_size=1)(joblib.delayed(fail_at)(number, 1, tmp_path) for number in range(4))
+        assert parallel(abs, [-1]) == [1], "the backend goes on"
+
+
+def test_a_time_limit_cancels_what_runs() -> None:
+    with joblib.parallel_config("domains", n_jobs=2):
+        with pytest.raises(multiprocessing.TimeoutError):  # which is what joblib raises
+            parallel(time.sleep, [60, 60], timeout=0.1)
+        assert parallel(abs, [-1, -2]) == [1, 2]
+
+
+def test_a_death_is_told() -> None:
+    with joblib.parallel_config("domains", n_jobs=2):
+        with pytest.raises(domains.DomainDied):
+            parallel(os._exit, [3, 3])
+        assert parallel(abs, [-1, -2]) == [1, 2]
+
+
+def test_calls_inside_a_job_use_threads_there() -> None:
+    with joblib.parallel_config("domains", n_jobs=2):
+        assert parallel(squares_in_parallel, [3, 4]) == [[0, 1, 4], [0, 1, 4, 9]]
+
+
+def test_numeric_libraries_are_told_how_many_threads_they_have() -> None:
+    with joblib.parallel_config("domains", n_jobs=2, inner_max_num_threads=3):
+        assert set(parallel(threads_allowed, range(4))) == {"3"}
+
+
+def test_one_job_at_a_time_needs_no_domain() -> None:
+    with joblib.parallel_config("domains", n_jobs=1):
+        assert set(parallel(pid_of, range(4))) == {os.getpid()}
+
+
+def test_jobs_are_counted_as_joblib_counts() -> None:
+    with joblib.parallel_config("domains"):
+        count = domains.recommended_domain_count()
+        assert [joblib.effective_n_jobs(n) for n in (-1, 3, None, -1000)] == [count, 3, 1, 1]
+        with pytest.raises(ValueError, match="n_jobs"):
+            parallel(abs, [-1], n_jobs=0)
+
+
+def test_nothing_runs_on_when_the_block_is_left() -> None:
+    threads = threading.active_count()
+    with joblib.parallel_config("domains", n_jobs=2):
+        parallel(abs, [-1, -2])
+        assert threading.active_count() == threads + 1
+    for thread in threading.enumerate():
+        if thread.name.startswith("domains-pool-executor"):
+            thread.join(10)
+    assert threading.active_count() == threads
