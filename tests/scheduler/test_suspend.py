@@ -1,0 +1,144 @@
+"""The primitive under all waits: what a wait that has ended leaves behind, and what it never is."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from domains import Cancelled, Closed, Mutex, Promise, Semaphore, Stream, Switch, fiber
+from domains.scheduler.clock import sleep
+from domains.scheduler.suspend import Suspension, suspend
+
+Run = Callable[[Callable[[], Awaitable[Any]]], Any]
+
+
+async def locked(mutex: Mutex) -> None:
+    async with mutex.ro():
+        await fiber.await_cancel()
+
+
+async def awaited(promise: Promise[Any]) -> Any:
+    return await promise
+
+
+WAITS: dict[str, Callable[[], Callable[[], Awaitable[Any]]]] = {
+    "sleep": lambda: lambda: sleep(1000),
+    "promise": lambda: lambda: awaited(Promise.create()[0]),
+    "take": lambda: Stream[int](1).take,
+    "semaphore": lambda: Semaphore(0).acquire,
+    "mutex": lambda: lambda: locked(Mutex()),
+    "asyncio": lambda: lambda: asyncio.sleep(1000),
+}
+
+
+@pytest.mark.parametrize("kind", list(WAITS))
+def test_a_cancelled_wait_is_no_work_for_the_garbage_collector(run: Run, kind: str) -> None:
+    """Many fibers that are cancelled at once would make a long stop of it."""
+    count = 100
+
+    async def main() -> int:
+        async with Switch() as switch:
+            for _ in range(count):
+                switch.fork(WAITS[kind]())
+            await fiber.yield_now()
+            await fiber.yield_now()
+            gc.collect()
+            gc.disable()
+            switch.cancel()
+        await fiber.yield_now()
+        return gc.collect()
+
+    try:
+        assert run(main) < count
+    finally:
+        gc.enable()
+
+
+def test_a_failed_wait_is_no_work_for_the_garbage_collector(run: Run) -> None:
+    count = 100
+
+    async def main() -> int:
+        stream: Stream[int] = Stream(1)
+
+        async def take() -> None:
+            try:
+                await stream.take()
+            except Closed:
+                return
+
+        async with Switch() as switch:
+            for _ in range(count):
+                switch.fork(take)
+            await fiber.yield_now()
+            gc.collect()
+            gc.disable()
+            stream.close()
+        await fiber.yield_now()
+        return gc.collect()
+
+    try:
+        assert run(main) < count
+    finally:
+        gc.enable()
+
+
+def test_a_wait_that_is_resumed_at_once_does_not_switch(run: Run) -> None:
+    async def main() -> list[str]:
+        trace: list[str] = []
+
+        def begin(suspension: Suspension[str]) -> None:
+            assert suspension.resume("at once")
+            assert not suspension.resume("again")
+
+        async with Switch() as switch:
+            switch.fork(trace.append, "another fiber")
+            trace.append(await suspend(begin, "test"))
+        return trace
+
+    assert run(main) == ["at once", "another fiber"]
+
+
+def test_a_wait_that_fails_at_once_raises(run: Run) -> None:
+    async def main() -> None:
+        def begin(suspension: Suspension[str]) -> None:
+            assert suspension.throw(ValueError("at once"))
+
+        await suspend(begin, "test")
+
+    with pytest.raises(ValueError, match="at once"):
+        run(main)
+
+
+def test_the_first_of_completion_and_cancellation_wins(run: Run) -> None:  # S9, S41
+    async def main() -> list[str]:
+        trace: list[str] = []
+        waits: list[Suspension[str]] = []
+
+        def begin(suspension: Suspension[str]) -> Callable[[Suspension[str]], object]:
+            waits.append(suspension)
+            return lambda _: trace.append("withdrawn")
+
+        async def wait() -> None:
+            try:
+                trace.append(await suspend(begin, "test"))
+            except Cancelled:
+                trace.append("cancelled")
+                raise
+
+        async with Switch() as switch:
+            switch.fork(wait)
+            await fiber.yield_now()
+            assert waits[0].resume("completed first")
+            switch.cancel()
+        async with Switch() as switch:
+            switch.fork(wait)
+            await fiber.yield_now()
+            switch.cancel()
+            assert not waits[1].resume("too late")
+        return trace
+
+    assert run(main) == ["completed first", "withdrawn", "cancelled"]
