@@ -136,7 +136,10 @@ class CancelScope(_Scope):
         if self._cancellation is None or not isinstance(error, CancelledError):
             return False
         if fiber.foreign_cancels > self._before:
-            return False  # somebody else's `task.cancel()` came as well, and must not be swallowed
+            # Somebody else's `task.cancel()` came as well, and is looked for by its exact class.
+            if type(error) is CancelledError:
+                return False
+            raise CancelledError from error
         self.cancelled = True
         return self._conclude(error)
 

@@ -198,13 +198,16 @@ class Switch:
                 return True
             owner, cancellation = self._owner, self._context.cancellation
             assert cancellation is not None
-            foreign = owner.foreign_cancels > self._foreign_cancels
-            if cancellation is self._own and not foreign:
+            if owner.foreign_cancels > self._foreign_cancels:
+                # Somebody's `task.cancel()` came as well, must not be swallowed, and is looked for by its exact class.
+                if type(error) is CancelledError:
+                    return False
+                raise CancelledError from error
+            if cancellation is self._own:
                 return True
             if isinstance(error, CancelledError):
                 return False
-            # Somebody's `task.cancel()` that came meanwhile must not be swallowed.
-            raise CancelledError if foreign else cancellation.tell(owner)
+            raise cancellation.tell(owner)
         if len(failures) == 1:
             failure = failures[0]
             if failure is error:
