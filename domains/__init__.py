@@ -17,11 +17,13 @@ if sys.platform == "win32":
 if TYPE_CHECKING:
     from domains import errors as errors
     from domains import testing as testing
+    from domains.arrays import shared_array
     from domains.cores import recommended_domain_count
     from domains.domain_manager import Domain, DomainManager
     from domains.env import Environment
     from domains.errors import (
         AlreadyResolved,
+        ArenaFull,
         Cancelled,
         Closed,
         ConnectionLost,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyResolved",
+    "ArenaFull",
     "CancelScope",
     "Cancelled",
     "Closed",
@@ -102,6 +105,7 @@ __all__ = [
     "recommended_domain_count",
     "run",
     "run_in_thread",
+    "shared_array",
     "testing",
     "timeout",
 ]
@@ -119,11 +123,13 @@ _ELSEWHERE = {
     "Service": "domains.supervisor",
     "Supervisor": "domains.supervisor",
     "run": "domains.start",
+    "shared_array": "domains.arrays",
 }
 """Where a public name lives that is neither an error, nor the scheduler's, nor a module."""
 
 _ERRORS = {
     "AlreadyResolved",
+    "ArenaFull",
     "Cancelled",
     "Closed",
     "ConnectionLost",

@@ -14,6 +14,7 @@ from domains.errors import ConnectionLost
 from domains.heartbeat import answer_heartbeats
 from domains.identity import DomainInfo, become
 from domains.interruption import Interruptions
+from domains.ipc.carrier import ArenaUse
 from domains.ipc.claims import ReceivedClaims
 from domains.ipc.interrupts import ReceivedInterrupts
 from domains.ipc.link import Link
@@ -60,26 +61,31 @@ async def serve(link: Link, claims: ReceivedClaims, interruptions: Interruptions
     """Serve the parent at the other end of `link` until it has no more use for this domain."""
     finished, finish = Promise[None].create(f"the end of domain {name}")
     gone, go = Promise[None].create("the end of the link to the parent")
-    async with Switch(name=f"domain {name}") as switch:
-        references = References(kinds())
-        conversation = Conversation(link, references.pickling, "the parent")
+    arena = ArenaUse()
+    try:
+        async with Switch(name=f"domain {name}") as switch:
+            references = References(kinds(), arena.arena)
+            link.carrier = arena.carrier()
+            conversation = Conversation(link, references.pickling, "the parent")
 
-        def parent_gone(_: ConnectionLost | None) -> None:
-            go.resolve(None)
-            finish.try_resolve(None)
-            switch.cancel()
+            def parent_gone(_: ConnectionLost | None) -> None:
+                go.resolve(None)
+                finish.try_resolve(None)
+                switch.cancel()
 
-        conversation.when_gone(parent_gone)
-        references.converse(conversation, with_parent=True)
-        forward_logs(conversation)
-        JobRunner(conversation, switch, claims, interruptions, lambda: finish.try_resolve(None))
-        conversation.start()
-        try:
-            conversation.send(Ready(os.getpid()))
-            await finished
-        finally:
-            # Among the switch's hooks, so that it comes after all that runs in it, however the domain ends.
-            switch.on_release(_say_goodbye, link, gone)
+            conversation.when_gone(parent_gone)
+            references.converse(conversation, with_parent=True)
+            forward_logs(conversation)
+            JobRunner(conversation, switch, claims, interruptions, lambda: finish.try_resolve(None))
+            conversation.start()
+            try:
+                conversation.send(Ready(os.getpid()))
+                await finished
+            finally:
+                # Among the switch's hooks, so that it comes after all that runs in it, however the domain ends.
+                switch.on_release(_say_goodbye, link, gone)
+    finally:
+        arena.close()
 
 
 async def _say_goodbye(link: Link, gone: Promise[None]) -> None:

@@ -19,6 +19,7 @@ from domains.errors import Closed
 from domains.functions import FunctionCatalogue
 from domains.heartbeat import Heartbeat, checked_seconds
 from domains.identity import current
+from domains.ipc.carrier import ArenaUse
 from domains.ipc.claims import OfferedClaims
 from domains.ipc.interrupts import SentInterrupts
 from domains.ipc.pulse import Pulse
@@ -42,7 +43,8 @@ class DomainManager:
 
     def __init__(self, provider: Provider, default_count: int) -> None:
         self.default_count = default_count
-        self.references = References(kinds())
+        self._arena = ArenaUse()
+        self.references = References(kinds(), self._arena.arena)
         self.pickling = self.references.pickling
         self.catalogue = FunctionCatalogue(self.pickling)
         self._provider = provider
@@ -94,6 +96,7 @@ class DomainManager:
                 descriptors |= pulse.descriptors()
             process = self._provider.launch(number, name, ProtocolCodec(), descriptors)
             on_failure.pop_all()
+        process.link.carrier = self._arena.carrier()
         conversation = Conversation(process.link, self.pickling, f"domain {name!r}")
         self.references.converse(conversation)
         handle = DomainHandle(number, name, process, conversation, claims, interrupts)
@@ -115,7 +118,10 @@ class DomainManager:
             handle.kill()
         for handle in list(self._open):
             await handle.close(CANCELLING_SECONDS)
-        await self._provider.close()
+        try:
+            await self._provider.close()
+        finally:
+            self._arena.close()
 
 
 class Domain:

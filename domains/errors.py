@@ -10,6 +10,7 @@ import asyncio
 
 __all__ = [
     "AlreadyResolved",
+    "ArenaFull",
     "Cancelled",
     "Closed",
     "ConnectionLost",
@@ -52,6 +53,22 @@ class Deadlock(DomainsError):
 
 class AlreadyResolved(DomainsError):
     """A promise was resolved a second time; use `try_resolve` where a race is expected."""
+
+
+class ArenaFull(DomainsError, MemoryError):
+    """There is not so much shared memory left; `size_bytes` were asked for, `limit_bytes` is what there may be."""
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(size_bytes, limit_bytes)
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.size_bytes} bytes of shared memory cannot be had: what is in use, and the limit of "
+            f"{self.limit_bytes} bytes for this process, or the system, leave no room. Let go of shared arrays, and of "
+            "data from other domains, that are not needed any more."
+        )
 
 
 class Poisoned(DomainsError):

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from domains.errors import ConnectionLost
 from domains.ipc.frames import byte_view
 
-__all__ = ["Buffer", "Codec", "Link", "Receiver"]
+__all__ = ["Buffer", "Carrier", "Codec", "Link", "Receiver"]
 
 Buffer = Any
 """Anything with the buffer protocol: bytes, bytearray, memoryview, pickle.PickleBuffer …"""
@@ -38,6 +38,19 @@ class Codec(Protocol):
 
     def decode(self, envelope: bytes | memoryview, /) -> list[Any]:
         """Raises on anything that is not valid; that ends the link."""
+
+
+class Carrier(Protocol):
+    """Takes large buffers to the peer by another way than the link, where there is one."""
+
+    def outgoing(self, buffers: Sequence[Buffer], /) -> list[Buffer]:
+        """What to send in place of a frame's buffers: one for each."""
+
+    def incoming(self, buffers: Sequence[memoryview], /) -> list[Any]:
+        """The buffers that a frame came with, from what was sent in their place."""
+
+    def gone(self) -> None:
+        """The link is over: nothing more will arrive on either side."""
 
 
 class Receiver(Protocol):
@@ -70,6 +83,8 @@ class Link(ABC):
         self.pending_bytes = 0
         """How much waits to be written, in bytes of frames."""
         self.is_congested = False
+        self.carrier: Carrier | None = None
+        """To be set, if at all, before anything is sent."""
         self._codec = codec
         self._receiver: Receiver | None = None
         self._batch: list[Any] = []
@@ -119,6 +134,8 @@ class Link(ABC):
         self._batch = []
         self._batch_buffers = []
         self._batch_bytes = 0
+        if buffers and self.carrier is not None:
+            buffers = self.carrier.outgoing(buffers)
         self._write(self._codec.encode(batch), buffers)
         if self.pending_bytes > HIGH_WATER_BYTES:
             self.is_congested = True
@@ -210,6 +227,8 @@ class Link(ABC):
         except Exception as error:
             self._broken(f"what {self.name} sent is no envelope of ours: {error}", error)
             return
+        if buffers and self.carrier is not None:
+            buffers = self.carrier.incoming(buffers)
         assert self._receiver is not None
         self._receiver.on_messages(messages, buffers)
 
@@ -236,6 +255,8 @@ class Link(ABC):
 
     def _tell_gone(self, reason: ConnectionLost | None) -> None:
         self.is_congested = False
+        if self.carrier is not None:
+            self.carrier.gone()
         self._tell_writable()
         receiver, self._receiver = self._receiver, None
         assert receiver is not None

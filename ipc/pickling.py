@@ -4,28 +4,33 @@ The C pickler goes first; cloudpickle takes over where that fails, or where the 
 functions and classes only the sender has. Objects that are passed by reference are reduced by the functions that
 the Pickling was made with, in either pickler. Whatever goes wrong becomes one `NotPicklable` that names the path to
 the culprit, even where a user's code exits; only Ctrl-C and a cancellation, which come from outside, pass through.
-A pickle that is itself large travels as the last of its buffers, so that envelopes stay small.
+A pickle that is itself large, such as one of `bytes`, which must be copied to be rebuilt, travels as the last of its
+buffers, so that envelopes stay small; large objects in it are copied once on this side.
+What was pickled is a snapshot, if there is a memory to keep it in.
 Nothing here waits or keeps state; opening a pickle runs code, so only authenticated peers get this far.
 """
 
 from __future__ import annotations
 
+import array
 import copyreg
-import io
 import pickle
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from sys import getsizeof
+from typing import Any, NamedTuple, Protocol
 
 import cloudpickle
 
-from domains.errors import Cancelled, NotPicklable
+from domains.errors import Cancelled, DomainDied, NotPicklable
+from domains.ipc.arena import LostBuffer
+from domains.ipc.frames import byte_view
 from domains.ipc.unpicklable import describe, find_culprit
 
 __all__ = ["OUT_OF_BAND_BYTES", "Payload", "Pickling"]
 
 OUT_OF_BAND_BYTES = 1 << 16
-"""Buffers from this size on travel beside the pickle, uncopied."""
+"""Buffers from this size on travel beside the pickle."""
 
 _PROTOCOL = 5
 _IN_LAST_BUFFER = pickle.STOP
@@ -35,6 +40,9 @@ _FROM_OUTSIDE = (KeyboardInterrupt, Cancelled)
 _SCALARS = frozenset({int, float, bool, str, bytes, type(None), complex})
 
 Reducer = Callable[[Any], Any]
+_SURELY_DATA_BYTES = 1 << 17
+"""The pickler writes what it says itself in pieces smaller than this; a larger one is some object's bytes."""
+
 _Keeper = Callable[[pickle.PickleBuffer], bool]
 
 
@@ -46,11 +54,25 @@ class Payload(NamedTuple):
     holds: Sequence[int] = ()
 
 
+class Memory(Protocol):
+    """Where large buffers are kept until they were read on the other side; `domains.ipc.arena` has one."""
+
+    has_shared: bool
+    """Whether there may be buffers in it that both sides write: those go out of band however small."""
+
+    def keep(self, pieces: Sequence[Any], /) -> memoryview | None:
+        """A copy of the pieces, joined, or None if there is no room."""
+
+    def holds(self, buffer: Any, /) -> bool:
+        """Whether a buffer lies in there already."""
+
+
 class Pickling:
     """Pickles for one process's conversations. `reducers` are for the classes that travel by reference."""
 
-    def __init__(self, reducers: Mapping[type, Reducer] | None = None) -> None:
-        self._reducers = dict(reducers or {})
+    def __init__(self, reducers: Mapping[type, Reducer] | None = None, memory: Memory | None = None) -> None:
+        self._memory = memory
+        self._reducers: dict[type, Reducer] = {memoryview: _reduce_memoryview, array.array: _reduce_array, **(reducers or {})}
         self._registered: dict[Any, Any] | None = None
         self._table: dict[type, Reducer] = {}
         # A class of its own, because the C pickler reads the table from there, and only as it is made.
@@ -60,36 +82,45 @@ class Pickling:
     def dumps(self, value: object, what: str) -> Payload:
         """Pickle a value. Raises NotPicklable: `what`, and the path in it, is what cannot travel."""
         kind = type(value)
-        if kind in _SCALARS or (isinstance(value, tuple) and kind is tuple and _SCALARS.issuperset(map(type, value))):
-            return _payload(pickle.dumps(value, _PROTOCOL), [])
-        buffers: list[Any] = []
+        if kind is tuple:
+            assert isinstance(value, tuple)
+            if _SCALARS.issuperset(map(type, value)) and sum(map(getsizeof, value)) < OUT_OF_BAND_BYTES:
+                return Payload(pickle.dumps(value, _PROTOCOL), [])
+        elif kind in _SCALARS and getsizeof(value) < OUT_OF_BAND_BYTES:
+            return Payload(pickle.dumps(value, _PROTOCOL), [])
+        buffers: list[pickle.PickleBuffer] = []
+        keep = self._keeper(buffers)
         try:
-            data = self._dump(value, _keeper(buffers))
-            by_value = b"__main__" in data
+            pieces = self._dump(value, keep)
+            by_value = _speaks_of_main(pieces)
         except _FROM_OUTSIDE:
             raise
         except BaseException:
             by_value = True
         if by_value:
-            buffers = []
-            data = self._dump_by_value(value, what, _keeper(buffers))
-        return _payload(data, buffers)
+            buffers.clear()
+            pieces = self._dump_by_value(value, what, keep)
+        return self._payload(pieces, buffers)
 
     def dumps_function(self, f: Callable[..., Any]) -> bytes:
         """Pickle a function: by name where another process can import it, else by value. Raises NotPicklable."""
         # Functions are kept and compared as bytes, so what they hold goes in band, however large.
         try:
-            data = self._dump(f, None)
-            if b"__main__" not in data:
-                return data
+            pieces = self._dump(f, None)
+            if not _speaks_of_main(pieces):
+                return b"".join(pieces)
         except _FROM_OUTSIDE:
             raise
         except BaseException:
             pass
-        return self._dump_by_value(f, f"function {getattr(f, '__qualname__', None) or type(f).__qualname__}", None)
+        what = f"function {getattr(f, '__qualname__', None) or type(f).__qualname__}"
+        return b"".join(self._dump_by_value(f, what, None))
 
     def loads(self, data: bytes | memoryview, buffers: Sequence[Any]) -> Any:
-        """Open a pickle. Raises NotPicklable for whatever goes wrong in that."""
+        """Open a pickle. Raises NotPicklable for whatever goes wrong in that, and DomainDied if part of it is gone."""
+        for buffer in buffers:
+            if isinstance(buffer, LostBuffer):
+                raise DomainDied("that sent this", what="before the data was received")
         try:
             if data == _IN_LAST_BUFFER:
                 return pickle.loads(buffers[-1], buffers=buffers[:-1])
@@ -102,18 +133,38 @@ class Pickling:
     def _begin_attempt(self) -> None:
         """A pickle is begun; whatever reducers did for the one before, which is not used, is to be undone."""
 
-    def _dump(self, value: object, keep: _Keeper | None) -> bytes:
+    def _keeper(self, buffers: list[pickle.PickleBuffer]) -> _Keeper:
+        """A buffer callback: True leaves the buffer in the pickle."""
+        memory = self._memory
+
+        def keep(buffer: pickle.PickleBuffer) -> bool:
+            raw = buffer.raw()
+            if raw.nbytes < OUT_OF_BAND_BYTES and not (memory is not None and memory.has_shared and memory.holds(raw)):
+                return True
+            buffers.append(buffer)
+            return False
+
+        return keep
+
+    def _payload(self, pieces: list[Any], buffers: list[pickle.PickleBuffer]) -> Payload:
+        memory = self._memory
+        kept: list[Any] = [_snapshot(buffer, memory) for buffer in buffers] if memory is not None else list(buffers)
+        if len(pieces) == 1 and len(pieces[0]) < OUT_OF_BAND_BYTES:
+            return Payload(pieces[0], kept)
+        if sum(map(len, pieces)) < OUT_OF_BAND_BYTES:
+            return Payload(b"".join(pieces), kept)
+        data = memory.keep(pieces) if memory is not None else None
+        kept.append(b"".join(pieces) if data is None else data)
+        return Payload(_IN_LAST_BUFFER, kept)
+
+    def _dump(self, value: object, keep: _Keeper | None) -> list[Any]:
         self._begin_attempt()
         if copyreg.dispatch_table != self._registered:
             self._registered = dict(copyreg.dispatch_table)
             self._table = {**self._registered, **self._reducers}
-        file = io.BytesIO()
-        pickler = pickle.Pickler(file, _PROTOCOL, buffer_callback=keep)
-        pickler.dispatch_table = self._table
-        pickler.dump(value)
-        return file.getvalue()
+        return _pieces_of(pickle.Pickler, value, keep, self._table)
 
-    def _dump_by_value(self, value: object, what: str, keep: _Keeper | None) -> bytes:
+    def _dump_by_value(self, value: object, what: str, keep: _Keeper | None) -> list[Any]:
         try:
             return self._cloud(value, keep)
         except _FROM_OUTSIDE:
@@ -141,29 +192,69 @@ class Pickling:
                 return None
         return why
 
-    def _cloud(self, value: object, keep: _Keeper | None) -> bytes:
+    def _cloud(self, value: object, keep: _Keeper | None) -> list[Any]:
         self._begin_attempt()
-        file = io.BytesIO()
-        self._cloud_pickler(file, _PROTOCOL, buffer_callback=keep).dump(value)
-        return file.getvalue()
+        return _pieces_of(self._cloud_pickler, value, keep, None)
 
 
-def _payload(data: bytes, buffers: list[Any]) -> Payload:
-    if len(data) < OUT_OF_BAND_BYTES:
-        return Payload(data, buffers)
-    return Payload(_IN_LAST_BUFFER, [*buffers, data])
+class _Pieces(list[Any]):
+    """A file that keeps what is written to it in pieces, large ones as they are: the pickler hands over no copies."""
+
+    __slots__ = ()
+    write = list.append
 
 
-def _keeper(buffers: list[Any]) -> _Keeper:
-    """A buffer callback: True leaves the buffer in the pickle."""
+def _pieces_of(kind: Any, value: object, keep: _Keeper | None, table: Mapping[type, Reducer] | None) -> list[Any]:
+    """Pickle a value. What is returned is valid until the value changes."""
+    pieces = _Pieces()
+    pickler = kind(pieces, _PROTOCOL, buffer_callback=keep)
+    if table is not None:
+        pickler.dispatch_table = table
+    pickler.dump(value)
+    return pieces
 
-    def keep(buffer: pickle.PickleBuffer) -> bool:
-        if buffer.raw().nbytes < OUT_OF_BAND_BYTES:
-            return True
-        buffers.append(buffer)
-        return False
 
-    return keep
+def _speaks_of_main(pieces: list[Any]) -> bool:
+    return any(b"__main__" in piece for piece in pieces if len(piece) < _SURELY_DATA_BYTES)
+
+
+def _snapshot(buffer: pickle.PickleBuffer, memory: Memory) -> Any:
+    """What the buffer holds now; or the buffer itself, if it lies where both sides have it or does not change."""
+    raw = buffer.raw()
+    if memory.holds(raw):
+        return raw
+    kept = memory.keep([raw])
+    if kept is not None:
+        return kept
+    return raw if raw.readonly else memoryview(bytes(raw))
+
+
+def _reduce_memoryview(view: memoryview) -> tuple[Any, ...]:
+    _cast(memoryview(b""), view.format, (0,))  # raises what would be raised over there
+    if not view.c_contiguous:
+        return _rebuild_memoryview, (view.tobytes(), view.format, view.shape)
+    return _rebuild_memoryview, (pickle.PickleBuffer(view), view.format, view.shape)
+
+
+def _rebuild_memoryview(buffer: Any, format: str, shape: tuple[int, ...]) -> memoryview[Any]:
+    return _cast(memoryview(buffer).cast("B"), format, shape)
+
+
+def _cast(view: Any, format: str, shape: tuple[int, ...]) -> memoryview[Any]:
+    cast: memoryview[Any] = view.cast(format) if 0 in shape else view.cast(format, shape)
+    return cast
+
+
+def _reduce_array(values: array.array[Any]) -> Any:
+    if values.itemsize * len(values) < OUT_OF_BAND_BYTES:
+        return values.__reduce_ex__(_PROTOCOL)
+    return _rebuild_array, (values.typecode, pickle.PickleBuffer(values))
+
+
+def _rebuild_array(typecode: str, buffer: Any) -> array.array[Any]:
+    values = array.array(typecode)
+    values.frombytes(byte_view(buffer))
+    return values
 
 
 def _hint(error: BaseException) -> str:

@@ -27,7 +27,7 @@ from domains.conversation import Buffers, Conversation
 from domains.errors import DomainDied, DomainsError
 from domains.failures import pack_failure, unpack_failure
 from domains.identity import current
-from domains.ipc.pickling import Payload, Pickling
+from domains.ipc.pickling import Memory, Payload, Pickling
 from domains.protocol import DischargeHold, HoldReference, HomeGone, Introduce, ReleaseReference
 from domains.variables import reduce_variable
 
@@ -78,10 +78,10 @@ class Kind(Protocol):
 class References:
     """One process's share in the objects that several domains know. Belongs to one loop and its thread."""
 
-    def __init__(self, kinds: Iterable[Kind]) -> None:
+    def __init__(self, kinds: Iterable[Kind], memory: Memory | None = None) -> None:
         self.address = _random_number()
         self.kinds = {kind.name: kind for kind in kinds}
-        self.pickling = ReferencePickling(self)
+        self.pickling = ReferencePickling(self, memory)
         self.exports: dict[int, Export] = {}
         self._by_identity: dict[int, Export] = {}
         self._imports: dict[tuple[int, int], weakref.ref[Any]] = {}
@@ -304,14 +304,14 @@ class References:
 class ReferencePickling(Pickling):
     """Pickling in which objects with a home travel by reference. A payload's holds are its sender's to discharge."""
 
-    def __init__(self, references: References) -> None:
+    def __init__(self, references: References, memory: Memory | None) -> None:
         self._references = references
         self.holds: list[int] = []
         reducers: dict[type, Callable[[Any], Any]] = {contextvars.ContextVar: reduce_variable}
         for kind in references.kinds.values():
             for each in kind.classes:
                 reducers[each] = functools.partial(references.reduce, kind=kind)
-        super().__init__(reducers)
+        super().__init__(reducers, memory)
 
     def dumps(self, value: object, what: str) -> Payload:
         try:
