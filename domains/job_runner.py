@@ -106,6 +106,8 @@ class JobRunner:
         self._at_once: deque[_Received] = deque()
         self._unanswered: list[Any] = []
         self._running: dict[int, CancelScope | None] = {}
+        self._unbegun = 0  # fibers that were forked and have not run yet
+        self._postponed: _Received | None = None  # a plain job that would overtake them
         self._weight = 0
         self._lent: set[int] = set()  # running jobs whose weight does not count at the moment
         self._memory: MemoryWatch | None = None
@@ -151,7 +153,9 @@ class JobRunner:
             self._conversation.send(CancelHeard(job))
             scope.cancel(reason)
             return
-        if job in self._received:
+        if self._postponed is not None and self._postponed.message.job == job:
+            self._postponed = None
+        elif job in self._received:
             del self._received[job]
             self._dropped.add(job)
         else:
@@ -184,7 +188,7 @@ class JobRunner:
                 return
         if self._memory is not None:
             self._memory.look()
-        if self._finishing and not (self._running or self._received or self._at_once):
+        if self._finishing and not (self._running or self._received or self._at_once or self._postponed):
             self._finishing = False
             self._on_finished()
 
@@ -200,6 +204,12 @@ class JobRunner:
         if self._link.is_congested:
             self._link.when_writable(self._schedule_pump)
             return None
+        if self._postponed is not None:
+            if self._unbegun:
+                self._schedule_pump()
+                return None
+            postponed, self._postponed = self._postponed, None
+            return postponed
         if self._at_once:
             return self._at_once.popleft()
         while self._weight < FULL_WEIGHT:
@@ -221,12 +231,18 @@ class JobRunner:
 
     def _start(self, received: _Received) -> None:
         message = received.message
+        known = self._known.get(message.function)
+        if self._unbegun and known is not None and not known.is_async:
+            self._postponed = received
+            return
         if message.weight:
             self._claims.mark_started(message.job)
         try:
-            known = self._known.get(message.function)
             if known is None:
                 known = self._known[message.function] = _Known(self._functions.get(message.function))
+                if self._unbegun and not known.is_async:
+                    self._postponed = received
+                    return
             arguments = self._pickling.loads(message.data, received.buffers) if message.data else ()
             context = self._base.copy()
             if message.variables:
@@ -271,6 +287,7 @@ class JobRunner:
     ) -> None:
         # The scope is there before the fiber runs: the job may be cancelled in between.
         scope = self._running[message.job] = CancelScope()
+        self._unbegun += 1
         self._switch.fork(self._await, scope, message, known, call, arguments, name=known.name, context=context)
 
     async def _await(
@@ -281,6 +298,7 @@ class JobRunner:
         call: Callable[..., Any],
         arguments: tuple[Any, ...],
     ) -> None:
+        self._unbegun -= 1
         if message.weight:
             begin_loan(Loan(self, message.job, message.weight))
         started = time.perf_counter()

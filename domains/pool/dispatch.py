@@ -308,12 +308,18 @@ class Dispatcher:
 
     def _rebalance(self) -> None:
         """Nothing waits here: if a domain could start what another was sent ahead, take that back and send it."""
-        if any(m.load < FULL_WEIGHT and m.serves for m in self._members) and any(
-            m.load > FULL_WEIGHT and m.jobs > 1 for m in self._members
+        members = self._members
+        if any(m.load < FULL_WEIGHT and m.serves for m in members) and any(
+            m.load > FULL_WEIGHT and m.jobs > 1 for m in members
         ):
             self._take_back_what_is_ahead()
-            if len(self._queue):
-                self.answers_came()
+        elif any(m.serves and not m.jobs for m in members):
+            # A plain job keeps those behind it from starting, however little it weighs.
+            for member in members:
+                if member.jobs > 1:
+                    self.take_back(member)
+        if len(self._queue):
+            self.answers_came()
 
     def _take_back_what_is_ahead(self) -> None:
         for member in self._members:

@@ -7,7 +7,7 @@ This is the face that users see: what a call means, and the pool's life. Which d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -18,7 +18,7 @@ from domains.errors import Closed, DomainDied
 from domains.job import Job
 from domains.pool.checks import checked_retry, checked_seconds, checked_weight
 from domains.pool.dispatch import Dispatcher, Submissions
-from domains.pool.mapping import map_over
+from domains.pool.mapping import MapResults, map_over
 from domains.pool.options import checked_options
 from domains.pool.progress import PoolProgress, ProgressWatch
 from domains.pool.stats import PoolStats
@@ -232,8 +232,10 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         ordered: bool = True,
         buffer: int | None = None,
         chunk: int | Literal["auto"] = "auto",
-    ) -> AsyncIterator[T]:
+    ) -> MapResults[T]:
         """The results of `f` for each of `xs`, which may be of any length and is read only as far as needed.
+
+        Iterate over them with `async for`, or `await` all of them as a list.
 
         In the order of `xs`, or as they finish if not `ordered`. At most `buffer` items are under way or waiting to
         be taken at a time. Items go in groups of `chunk`, or of a size that follows how long they take. The first

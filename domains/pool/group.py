@@ -12,7 +12,7 @@ RUNS_USER_CODE = True
 
 
 def run_group(f: Callable[[Any], Any], items: list[Any]) -> list[Any]:
-    return [f(item) for item in items]
+    return list(map(f, items))
 
 
 async def run_group_async(f: Callable[[Any], Awaitable[Any]], items: list[Any]) -> list[Any]:

@@ -6,12 +6,13 @@ the iteration ends, nothing of it runs on: the groups under way are cancelled an
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from domains.errors import Cancelled
 from domains.functions import Function, FunctionCatalogue
@@ -20,6 +21,8 @@ from domains.pool.dispatch import Submissions
 from domains.pool.group import run_group, run_group_async
 from domains.references.registry import References
 from domains.scheduler.stream import Stream
+
+T = TypeVar("T")
 
 _GROUPS_PER_DOMAIN = 4
 _GROUP_SECONDS = 0.005
@@ -39,7 +42,7 @@ def map_over(
     ordered: bool,
     buffer: int | None,
     chunk: int | Literal["auto"],
-) -> AsyncIterator[Any]:
+) -> MapResults[Any]:
     """Check the arguments, at the call and not at the first result, and start nothing yet."""
     if chunk != "auto" and (type(chunk) is not int or chunk < 1):
         raise ValueError(f"chunk must be 'auto' or an int of at least 1, but is {chunk!r}")
@@ -48,7 +51,47 @@ def map_over(
     run = run_group_async if inspect.iscoroutinefunction(f) else run_group
     function = catalogue.add(partial(run, f))
     group_size = _GroupSize(f, chunk, buffer, dispatch.size)
-    return _map(dispatch, function, references, xs, weight, ordered, buffer, group_size)
+    return MapResults(_map(dispatch, function, references, xs, weight, ordered, buffer, group_size))
+
+
+class MapResults(AsyncIterator[T]):
+    """The results of a `map`: iterate over them with `async for`, or await them all as one list. Used once.
+
+    Where the iteration ends early, `await results.aclose()` cancels the rest and waits for its end; the event loop
+    does that by itself, later, for results that were dropped.
+    """
+
+    def __init__(self, groups: AsyncGenerator[list[T], None]) -> None:
+        self._groups = groups
+        self._items = _flatten(groups)
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self._items
+
+    def __anext__(self) -> Awaitable[T]:
+        return self._items.__anext__()
+
+    def __await__(self) -> Generator[Any, Any, list[T]]:
+        return self._collect().__await__()
+
+    async def _collect(self) -> list[T]:
+        results: list[T] = []
+        async with contextlib.aclosing(self._groups):
+            async for group in self._groups:
+                results += group
+        return results
+
+    async def aclose(self) -> None:
+        """Cancel what has not been taken, and wait until it has ended."""
+        await self._items.aclose()
+        await self._groups.aclose()
+
+
+async def _flatten(groups: AsyncGenerator[list[T], None]) -> AsyncGenerator[T, None]:
+    async with contextlib.aclosing(groups):
+        async for group in groups:
+            for value in group:
+                yield value
 
 
 class _GroupSize:
@@ -74,7 +117,7 @@ async def _map(
     ordered: bool,
     buffer: int | None,
     group_size: _GroupSize,
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[list[Any], None]:
     most = dispatch.size * _GROUPS_PER_DOMAIN if buffer is None else buffer
     read = _reader(xs)
     under_way: deque[tuple[Job[Any], int]] = deque()
@@ -113,8 +156,7 @@ async def _map(
             size = sizes.pop(job)
             dispatch.count_items(0, size - 1)
             group_size.learn(size, job.seconds)
-            for value in values:
-                yield value
+            yield values
             taken -= size
     finally:
         for job in sizes:

@@ -1,0 +1,156 @@
+"""`map` over a pool: lazy, bounded, in order or as finished, in groups that follow the jobs' duration."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import resource
+import time
+
+import pytest
+
+import domains
+from domains import ExecutorPool
+
+
+def run(main, link="socketpair"):
+    return domains.run(main, link=link)
+
+
+def square(x):
+    return x * x
+
+
+async def square_async(x):
+    await asyncio.sleep(0)
+    return x * x
+
+
+@pytest.mark.parametrize("f", [square, square_async])
+def test_awaiting_a_map_gives_all_results_as_a_list(link, f):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            return await pool.map(f, range(2000), weight=1.0), await pool.map(f, [], weight=1.0)
+
+    assert run(main, link) == ([n * n for n in range(2000)], [])
+
+
+def test_a_map_over_an_endless_iterable_is_left_early(link):
+    async def main(env):
+        got = []
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            async with contextlib.aclosing(pool.map(square, itertools.count(), weight=1.0)) as results:
+                async for result in results:
+                    got.append(result)
+                    if len(got) == 1000:
+                        break
+            stats = pool.stats()
+        return got, stats.queued, stats.running
+
+    assert run(main, link) == ([n * n for n in range(1000)], 0, 0)
+
+
+def test_leaving_early_interrupts_what_runs(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            pid = await pool.submit(os.getpid, weight=1.0)
+            async with contextlib.aclosing(pool.map(time.sleep, [0, 3600, 3600, 3600], weight=1.0, chunk=1)) as results:
+                async for _ in results:
+                    break
+            return pid in [await pool.submit(os.getpid, weight=1.0) for _ in range(4)]
+
+    assert run(main, link)
+
+
+def test_an_unordered_map_gives_results_as_they_finish(tmp_path):
+    release = tmp_path / "release"
+
+    def job(n):
+        while n == 0 and not release.exists():
+            time.sleep(0.001)
+        return n
+
+    async def main(env):
+        got = []
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            async for n in pool.map(job, range(5), weight=1.0, ordered=False, chunk=1):
+                got.append(n)
+                if len(got) == 4:
+                    release.touch()
+        return got
+
+    got = run(main)
+    assert got[-1] == 0
+    assert sorted(got) == [0, 1, 2, 3, 4]
+
+
+def test_a_failing_iterable_fails_the_map_and_cancels_what_it_began():
+    def source():
+        yield 1
+        raise LookupError("no more")
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pytest.raises(LookupError, match="no more"):
+                await pool.map(square, source(), weight=1.0)
+            stats = pool.stats()
+            return stats.queued, stats.running
+
+    assert run(main) == (0, 0)
+
+
+def test_quick_jobs_travel_in_ever_larger_groups_and_slow_ones_alone():
+    sent = []
+
+    def source(count):
+        for n in range(count):
+            sent.append(n)
+            yield n
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.map(square, source(20_000), weight=1.0)
+            answered = pool.stats().domains[0].answered
+            await pool.map(time.sleep, [0.02] * 10, weight=1.0)
+            return answered, pool.stats().domains[0].answered - answered
+
+    quick, slow = run(main)
+    assert len(sent) == 20_000
+    assert quick < 2000  # groups have grown beyond ten items
+    assert slow == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"chunk": 0}, ValueError),
+        ({"chunk": "big"}, ValueError),
+        ({"buffer": 0}, ValueError),
+        ({"weight": 1.5}, ValueError),
+    ],
+)
+def test_arguments_are_checked_at_the_call(arguments, error):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pytest.raises(error):
+                pool.map(square, [1], **{"weight": 1.0, **arguments})
+
+    run(main)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ten_million_items_pass_in_flat_memory():
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            total = taken = peak = 0
+            async for result in pool.map(abs, range(10_000_000), weight=1.0):
+                total += result
+                taken += 1
+                if taken == 1_000_000:
+                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+
+    total, growth_kib = run(main)
+    assert total == 10_000_000 * 9_999_999 // 2
+    assert growth_kib < 16_000

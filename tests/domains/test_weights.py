@@ -1,0 +1,157 @@
+"""Weights, on random schedules: what runs at a time, in which order it starts, and that nobody waits in vain."""
+# ruff: noqa: ASYNC110 - jobs tell the tests by files where they are
+
+import asyncio
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import domains
+from domains import ExecutorPool, Switch
+
+_SETTINGS = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+
+weights = st.one_of(st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 1.0]), st.floats(0.0, 1.0))
+jobs = st.lists(st.tuples(weights, st.integers(0, 5), st.booleans()), min_size=1, max_size=40)
+
+_log: list[tuple[str, int]] = []
+
+
+async def run_for_turns(number, turns, log):
+    _log.append(("begin", number))
+    try:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    finally:
+        _log.append(("end", number))
+
+
+def run_plain(number, turns, log):
+    _log.append(("begin", number))
+    sum(range(turns * 100))
+    _log.append(("end", number))
+
+
+def take_log():
+    global _log
+    taken, _log = _log, []
+    return taken
+
+
+def millionths(weight):
+    return max(round(weight * 1_000_000), 1) if weight else 0
+
+
+def check_log(log, schedule):
+    """Every job begins and ends once; none begins while the weights of the running ones make 1.0 or more."""
+    running = {}
+    for event, number in log:
+        weight = millionths(schedule[number][0])
+        if event == "begin":
+            assert number not in running
+            assert not weight or sum(running.values()) < 1_000_000
+            running[number] = weight
+        else:
+            del running[number]
+    assert not running
+
+
+@_SETTINGS
+@given(jobs)
+def test_a_domain_starts_jobs_in_order_while_their_weights_are_below_one(schedule):  # S64 S65
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            async with Switch() as sw:
+                for number, (weight, turns, plain) in enumerate(schedule):
+                    f = run_plain if plain else run_for_turns
+                    pool.submit_fork(sw, f, number, turns, None, weight=weight)
+            return await pool.submit(take_log, weight=1.0), pool.stats()
+
+    log, stats = domains.run(main)
+    check_log(log, schedule)
+    begun = [number for event, number in log if event == "begin"]
+    assert sorted(begun) == list(range(len(schedule)))
+    with_weight = [number for number in begun if millionths(schedule[number][0])]
+    assert with_weight == sorted(with_weight)
+    assert (stats.queued, stats.running, stats.weight) == (0, 0, 0.0)
+
+
+@_SETTINGS
+@given(jobs, st.lists(st.integers(0, 39), max_size=10))
+def test_cancelling_some_jobs_leaves_the_others_and_the_account_intact(schedule, cancelled):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            async with Switch() as outer:
+                switches = {}
+
+                async def submit(number, weight, turns, plain):
+                    async with Switch() as sw:
+                        switches[number] = sw
+                        f = run_plain if plain else run_for_turns
+                        pool.submit_fork(sw, f, number, turns, None, weight=weight)
+
+                for number, (weight, turns, plain) in enumerate(schedule):
+                    outer.fork(submit, number, weight, turns, plain)
+                await domains.fiber.yield_now()
+                await domains.fiber.yield_now()
+                for number in cancelled:
+                    if number in switches:
+                        switches[number].cancel()
+            return pool.stats()
+
+    stats = domains.run(main)
+    assert (stats.queued, stats.running, stats.weight) == (0, 0, 0.0)
+
+
+def test_a_light_job_behind_a_plain_one_moves_to_a_domain_that_becomes_idle(tmp_path):  # S65
+    begin, first, second = tmp_path / "begin", tmp_path / "first", tmp_path / "second"
+
+    def hold(begin, path):
+        begin.touch()
+        while not path.exists():
+            time.sleep(0.001)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool, Switch() as sw:
+            other = pool.submit_fork(sw, hold, tmp_path / "other", second, weight=0.6)
+            held = pool.submit_fork(sw, hold, begin, first, weight=0.5)
+            # One of the two domains has this one behind a plain job that it cannot overtake.
+            light = pool.submit_fork(sw, abs, -3, weight=0.1)
+            while not (begin.exists() and (tmp_path / "other").exists()):
+                await asyncio.sleep(0.001)
+            second.touch()
+            await other
+            result = await light
+            first.touch()
+            await held
+            return result
+
+    assert domains.run(main) == 3
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_jobs_sent_ahead_to_a_domain_that_dies_are_run_elsewhere(link, count):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=count) as pool:
+            for _ in range(100):  # teaches the pool that jobs are short, so that it sends ahead
+                await pool.submit(abs, 1, weight=1.0)
+            async with Switch() as sw:
+                killed = pool.submit_fork(sw, _die, weight=1.0)
+                others = [pool.submit_fork(sw, abs, -n, weight=1.0) for n in range(300)]
+                with pytest.raises(domains.DomainDied):
+                    await killed
+                return [await promise for promise in others]
+
+    assert domains.run(main, link=link) == list(range(300))
+
+
+def _die():
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(3600)
