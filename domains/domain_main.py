@@ -64,7 +64,7 @@ async def serve(link: Link, claims: ReceivedClaims, interruptions: Interruptions
     arena = ArenaUse()
     try:
         async with Switch(name=f"domain {name}") as switch:
-            references = References(kinds(), arena.arena)
+            references = References(kinds(), switch, arena.arena)
             link.carrier = arena.carrier()
             conversation = Conversation(link, references.pickling, "the parent")
 

@@ -30,6 +30,7 @@ from domains.references.kinds import kinds
 from domains.references.registry import References
 from domains.scheduler import fiber
 from domains.scheduler.suspend import Suspension, suspend
+from domains.scheduler.switch import Switch
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -41,10 +42,10 @@ class DomainManager:
     `default_count` is how many domains a pool has that does not say.
     """
 
-    def __init__(self, provider: Provider, default_count: int) -> None:
+    def __init__(self, provider: Provider, default_count: int, switch: Switch) -> None:
         self.default_count = default_count
         self._arena = ArenaUse()
-        self.references = References(kinds(), self._arena.arena)
+        self.references = References(kinds(), switch, self._arena.arena)
         self.pickling = self.references.pickling
         self.catalogue = FunctionCatalogue(self.pickling)
         self._provider = provider

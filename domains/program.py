@@ -12,9 +12,9 @@ from domains.env import Environment
 from domains.launcher.links import kind_called
 from domains.launcher.local import LocalProvider
 from domains.launcher.warm import LauncherProcess
-from domains.scheduler.cancel import protect
 from domains.scheduler.clock import Clock
 from domains.scheduler.run import run as run_scheduler
+from domains.scheduler.switch import Switch
 
 
 def run_program(
@@ -25,14 +25,10 @@ def run_program(
     with_environment = takes_environment(main)
 
     async def root() -> Any:
-        manager = DomainManager(LocalProvider(kind, launcher), domains or recommended_domain_count())
-        try:
-            if with_environment:
-                return await main(Environment(manager, Clock()))
-            return await main()
-        finally:
-            with protect():
-                await manager.close()
+        async with Switch("program") as switch:
+            manager = DomainManager(LocalProvider(kind, launcher), domains or recommended_domain_count(), switch)
+            switch.on_release(manager.close)
+            return await (main(Environment(manager, Clock())) if with_environment else main())
 
     return run_scheduler(root)
 

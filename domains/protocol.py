@@ -224,6 +224,54 @@ class MemoryExceeded(Struct, tag=25, array_like=True):
     size_bytes: int
 
 
+class CallObject(Struct, tag=50, array_like=True, gc=False):
+    """To an object's home: have an operation done, and answer.
+
+    `data` is the pickled tuple of its arguments, or nothing.
+    """
+
+    to: int
+    sender: int
+    number: int
+    call: int
+    operation: str
+    data: bytes
+    buffers: int
+
+
+class CallAnswered(Struct, tag=51, array_like=True, gc=False):
+    """From an object's home: a call's value (nothing stands for None), or its packed failure.
+
+    Failed with nothing means that it was withdrawn.
+    """
+
+    to: int
+    sender: int
+    call: int
+    failed: bool
+    data: bytes
+    buffers: int
+
+
+class WithdrawCall(Struct, tag=52, array_like=True, gc=False):
+    """To an object's home: the sender would rather not wait for that call. It is answered all the same."""
+
+    to: int
+    sender: int
+    call: int
+
+
+class TellObject(Struct, tag=53, array_like=True, gc=False):
+    """To an object's home: have something done, and do not answer."""
+
+    to: int
+    sender: int
+    number: int
+    operation: str
+    data: bytes
+    buffers: int
+
+
 class ConfigureLogging(Struct, tag=40, array_like=True):
     """From the parent: the levels of its loggers, and that below which nothing is logged at all."""
 
@@ -276,6 +324,10 @@ Message = (
     | SubmittedEnded
     | WatchMemory
     | MemoryExceeded
+    | CallObject
+    | CallAnswered
+    | WithdrawCall
+    | TellObject
     | ConfigureLogging
     | LogRecord
     | Ready

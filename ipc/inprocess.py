@@ -45,6 +45,12 @@ class InProcessLink(Link):
         self.pending_bytes += _size(envelope, copies)
         peer._schedule()
 
+    def _descriptors(self) -> list[int]:
+        return []
+
+    def _turn(self) -> None:
+        self._deliver()
+
     def _schedule(self) -> None:
         if self._is_scheduled or not self.is_reading or self.state in (LinkState.NEW, LinkState.GONE):
             return

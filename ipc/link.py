@@ -12,20 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import select
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from domains.errors import ConnectionLost
 from domains.ipc.frames import byte_view
 
-__all__ = ["Buffer", "Carrier", "Codec", "Link", "Receiver"]
+__all__ = ["Buffer", "Carrier", "Codec", "Link", "Receiver", "wait_for"]
 
 Buffer = Any
 """Anything with the buffer protocol: bytes, bytearray, memoryview, pickle.PickleBuffer …"""
 
 HIGH_WATER_BYTES = 1 << 20
 """A link with more than this waiting to be written is congested, until less than half of it is left."""
+
+_WAIT_MS = 20
+"""Who blocks the loop to wait for links tries those that want to write again so often."""
 
 _CLOSING_SECONDS = 5.0
 """How long an orderly close waits for a peer that does not read."""
@@ -193,6 +197,18 @@ class Link(ABC):
     # For subclasses
 
     @abstractmethod
+    def _descriptors(self) -> list[int]:
+        """What to poll for reading, to learn that something may have arrived."""
+
+    @abstractmethod
+    def _turn(self) -> None:
+        """Read and write what can be, as the loop would have it done."""
+
+    def _is_ready(self) -> bool:
+        """Whether something has arrived that no descriptor will tell of any more."""
+        return False
+
+    @abstractmethod
     def _open(self) -> None:
         """Begin to read and write on `self._loop`."""
 
@@ -261,3 +277,22 @@ class Link(ABC):
         receiver, self._receiver = self._receiver, None
         assert receiver is not None
         receiver.on_gone(reason)
+
+
+def wait_for(links: Iterable[Link]) -> None:
+    """Block until something has arrived on one of the links, or shortly, and have all links do what they can.
+
+    For those who must wait while the loop cannot turn. Receivers are called as ever.
+    """
+    polling = select.poll()
+    ready = False
+    open_links = [link for link in links if link.state is not LinkState.NEW and link.state is not LinkState.GONE]
+    for link in open_links:
+        link.flush()
+        ready = ready or link._is_ready()
+        for descriptor in link._descriptors():
+            polling.register(descriptor, select.POLLIN)
+    polling.poll(0 if ready else _WAIT_MS)
+    for link in open_links:
+        if link.state is not LinkState.GONE:
+            link._turn()

@@ -50,6 +50,14 @@ class SocketPairLink(Link):
         self._is_open = True
         self._loop.add_reader(self._socket.fileno(), self._read)
 
+    def _descriptors(self) -> list[int]:
+        return [self._socket.fileno()]
+
+    def _turn(self) -> None:
+        self._read()
+        if self._is_writing and self.state is not LinkState.GONE:
+            self._write_more()
+
     def _read(self) -> None:
         reader = self._reader
         for _ in range(_READS_PER_TURN):

@@ -175,6 +175,16 @@ class ZeroMQLink(Link):
         self._loop.call_soon(self._hear_monitor)
         self._work_soon()
 
+    def _descriptors(self) -> list[int]:
+        return self._readers
+
+    def _is_ready(self) -> bool:
+        return bool(_events(self._socket) & zmq.POLLIN or _events(self._monitor) & zmq.POLLIN)
+
+    def _turn(self) -> None:
+        self._work()
+        self._hear_monitor()
+
     def _watch(self, descriptor: int, callback: Callable[[], None]) -> None:
         self._loop.add_reader(descriptor, callback)
         self._readers.append(descriptor)

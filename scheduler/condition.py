@@ -57,9 +57,9 @@ class Condition:
         except CancelledError:
             # Cancelled in `begin` or before it, the mutex was never let go.
             if not mutex._is_mine():
-                await _lock_again(mutex)
+                await lock_again(mutex)
             raise
-        await _lock_again(mutex)
+        await lock_again(mutex)
 
     async def wait_no_mutex(self) -> None:
         """Wait for a broadcast. One that comes between reading a state and this call is missed."""
@@ -124,7 +124,7 @@ def _nothing() -> None:
     """What a loop is woken for, when that is all."""
 
 
-async def _lock_again(mutex: Mutex) -> None:
+async def lock_again(mutex: Mutex) -> None:
     """Lock, whatever cancellations come meanwhile; a `task.cancel()` of somebody else is raised afterwards."""
     cancelled: CancelledError | None = None
     while True:

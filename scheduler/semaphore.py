@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from domains.scheduler.context import check
-from domains.scheduler.suspend import Suspension, suspend
-from domains.scheduler.waiters import WaitQueue
+from domains.scheduler.suspend import suspend
+from domains.scheduler.waiters import Waiter, WaitQueue
 
 __all__ = ["Semaphore"]
 
@@ -70,7 +70,7 @@ class Semaphore:
             return True
         return False
 
-    def _wait(self, waiter: Suspension[None]) -> Callable[[Any], object]:
+    def _wait(self, waiter: Waiter[None]) -> Callable[[Any], object]:
         self._waiters.join(waiter)
         return self._waiters.withdraw
 

@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar, cast
 
 from domains.errors import Closed
 from domains.scheduler.context import check
-from domains.scheduler.suspend import Suspension, suspend
-from domains.scheduler.waiters import WaitQueue
+from domains.scheduler.suspend import suspend
+from domains.scheduler.waiters import Waiter, WaitQueue
 
 __all__ = ["Stream"]
 
@@ -61,11 +61,7 @@ class Stream(Generic[T]):
         if self.add_nonblocking(item):
             return
 
-        def begin(suspension: Suspension[None]) -> Callable[[Any], object]:
-            self._adders.join(suspension, item)
-            return self._adders.withdraw
-
-        await suspend(begin, "Stream.add", self)
+        await suspend(lambda suspension: self._wait_to_add(suspension, item), "Stream.add", self)
 
     def add_nonblocking(self, item: T) -> bool:
         """Put an item at the end, unless that would have to wait; tells whether it did. Raises Closed."""
@@ -90,11 +86,7 @@ class Stream(Generic[T]):
                 return item
         if self._closed:
             raise Closed(f"{self!r} has no more items")
-        return await suspend(self._begin_take, "Stream.take", self)
-
-    def _begin_take(self, suspension: Suspension[T]) -> Callable[[Any], object]:
-        self._takers.join(suspension)
-        return self._takers.withdraw
+        return await suspend(self._wait_to_take, "Stream.take", self)
 
     def take_nonblocking(self) -> T | None:
         """Take the first item, or return None if a take would have to wait. Raises Closed as `take`."""
@@ -102,6 +94,14 @@ class Stream(Generic[T]):
         if not found and self._closed:
             raise Closed(f"{self!r} has no more items")
         return item if found else None
+
+    def _wait_to_add(self, waiter: Waiter[None], item: T) -> Callable[[Any], object]:
+        self._adders.join(waiter, item)
+        return self._adders.withdraw
+
+    def _wait_to_take(self, waiter: Waiter[T]) -> Callable[[Any], object]:
+        self._takers.join(waiter)
+        return self._takers.withdraw
 
     def _take(self) -> tuple[bool, T]:
         if self._items:

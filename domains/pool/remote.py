@@ -21,7 +21,7 @@ from domains.job import Job, JobState
 from domains.lending import Loan, current_loan
 from domains.pool.executor import ExecutorPool
 from domains.protocol import CancelSubmitted, JobRaised, JobReturned, SubmitJob, SubmittedEnded
-from domains.references.registry import Export, References
+from domains.references.registry import Export, Kind, References
 from domains.retry import Retry
 from domains.scheduler.promise import Raised, Result, Returned
 
@@ -180,7 +180,7 @@ class RelayedJob(Job[None]):
         super()._end(result)
 
 
-class PoolKind:
+class PoolKind(Kind):
     """How pools travel."""
 
     name = "pool"

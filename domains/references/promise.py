@@ -18,7 +18,7 @@ from domains.failures import pack_failure, unpack_failure
 from domains.identity import current
 from domains.ipc.pickling import Payload
 from domains.protocol import PromiseResolved, ResolvePromise, WatchPromise
-from domains.references.registry import Export, References
+from domains.references.registry import Export, Kind, References
 from domains.scheduler.promise import Promise, Raised, Resolver, Result, Returned
 
 T = TypeVar("T")
@@ -29,7 +29,9 @@ _log = logging.getLogger("domains")
 class PromiseReference(Promise[T]):
     """A promise whose home is another domain. Watching -> resolved, like any other, once the home has said so."""
 
-    __slots__ = ("_is_watched", "_references", "home", "number")
+    __slots__ = ("_is_watched", "_references", "home", "home_name", "number")
+
+    home_name: str
 
     def __init__(self, references: References, home: int, number: int, label: str | None) -> None:
         super().__init__(label)
@@ -60,13 +62,15 @@ class PromiseReference(Promise[T]):
         self._settle(Raised(error, None))
 
     def __repr__(self) -> str:
-        return super().__repr__()[:-1] + f", of another domain, {self.number:x}>"
+        return super().__repr__()[:-1] + f", of domain {self.home_name!r}>"
 
 
 class ResolverReference(Resolver[T]):
     """A resolver whose promise has its home in another domain."""
 
-    __slots__ = ("_references", "home", "number")
+    __slots__ = ("_references", "home", "home_name", "number")
+
+    home_name: str
 
     def __init__(self, references: References, home: int, number: int, label: str | None) -> None:
         super().__init__(Promise(label))  # stands for the promise: knows whether this domain has resolved it
@@ -109,30 +113,24 @@ class ResolverReference(Resolver[T]):
         """Nobody is left to hear of it."""
 
     def __repr__(self) -> str:
-        return f"<resolver of {self.promise!r}, of another domain, {self.number:x}>"
+        return f"<resolver of {self.promise!r}, of domain {self.home_name!r}>"
 
 
-class PromiseKind:
+class PromiseKind(Kind):
     """How promises travel."""
 
     name = "promise"
     classes: tuple[type, ...] = (Promise, PromiseReference)
 
-    def label_of(self, target: Promise[Any]) -> str | None:
-        return target.label
-
     def make_reference(self, references: References, home: int, number: int, label: Any) -> PromiseReference[Any]:
         return PromiseReference(references, home, number, label)
-
-    def holder_gone(self, export: Export, error: DomainsError) -> None:
-        """It only waited."""
 
     def converse(self, references: References, conversation: Conversation) -> None:
         references.handle(conversation, WatchPromise, functools.partial(_watch, references))
         references.handle(conversation, PromiseResolved, functools.partial(_resolved, references))
 
 
-class ResolverKind:
+class ResolverKind(Kind):
     """How resolvers travel."""
 
     name = "resolver"

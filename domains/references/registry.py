@@ -20,15 +20,19 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from domains.conversation import Buffers, Conversation
 from domains.errors import DomainDied, DomainsError
 from domains.failures import pack_failure, unpack_failure
 from domains.identity import current
+from domains.ipc.link import wait_for
 from domains.ipc.pickling import Memory, Payload, Pickling
 from domains.protocol import DischargeHold, HoldReference, HomeGone, Introduce, ReleaseReference
+from domains.references.calls import Calls, Withdraw
+from domains.scheduler.switch import Switch
 from domains.variables import reduce_variable
 
 
@@ -37,15 +41,19 @@ class Reference(Protocol):
 
     home: int
     number: int
+    home_name: str
 
     def home_gone(self, error: DomainsError) -> None:
         """The home has ended: whoever waits, or comes later, gets this error."""
 
 
 class Export:
-    """An object of this domain that others know: who holds references to it, and how many pickles are on their way."""
+    """An object of this domain that others know: who holds references to it, and how many pickles are on their way.
 
-    __slots__ = ("holders", "holds", "kind", "number", "target")
+    `held` is what each of those domains has of the object itself, such as permits.
+    """
+
+    __slots__ = ("held", "holders", "holds", "kind", "number", "target")
 
     def __init__(self, number: int, target: Any, kind: str) -> None:
         self.number = number
@@ -53,35 +61,46 @@ class Export:
         self.kind = kind
         self.holders: set[int] = set()
         self.holds = 0
+        self.held: dict[int, Any] = {}
 
 
-class Kind(Protocol):
-    """How one class of objects travels."""
+class Kind:
+    """How one class of objects travels, what others may have done to them, and what becomes of what others hold."""
 
     name: str
     classes: tuple[type, ...]
     """The class itself, and that of its references."""
+    operations: Mapping[str, Callable[..., Withdraw | None]] = MappingProxyType({})
+    """`operation(target, served, *args)` answers by `served.resume`, or raises, or returns what withdraws it."""
+    tells: Mapping[str, Callable[..., None]] = MappingProxyType({})
+    """`tell(export, sender, *args)`: what is done without an answer."""
 
     def make_reference(self, references: References, home: int, number: int, label: Any) -> Any:
         """A reference, in a domain that is not the home."""
+        raise NotImplementedError
 
     def label_of(self, target: Any) -> Any:
         """What a reference should know of the object from the start: something small that can be pickled."""
+        return target.label
 
     def holder_gone(self, export: Export, error: DomainsError) -> None:
         """A domain that held a reference to this object has died, and no other has one."""
 
+    def domain_gone(self, export: Export, sender: int, error: DomainsError) -> None:
+        """A domain knows this object no more, because it has died or let go: what it held comes back."""
+
     def converse(self, references: References, conversation: Conversation) -> None:
-        """Register the handlers of this kind's messages."""
+        """Register the handlers of messages of its own."""
 
 
 class References:
     """One process's share in the objects that several domains know. Belongs to one loop and its thread."""
 
-    def __init__(self, kinds: Iterable[Kind], memory: Memory | None = None) -> None:
+    def __init__(self, kinds: Iterable[Kind], switch: Switch, memory: Memory | None = None) -> None:
         self.address = _random_number()
         self.kinds = {kind.name: kind for kind in kinds}
         self.pickling = ReferencePickling(self, memory)
+        self.calls = Calls(self, switch)
         self.exports: dict[int, Export] = {}
         self._by_identity: dict[int, Export] = {}
         self._imports: dict[tuple[int, int], weakref.ref[Any]] = {}
@@ -107,6 +126,7 @@ class References:
         self.handle(conversation, DischargeHold, self._discharged)
         self.handle(conversation, ReleaseReference, self._release)
         self.handle(conversation, HomeGone, self._home_gone)
+        self.calls.converse(conversation)
         for kind in self.kinds.values():
             kind.converse(self, conversation)
         conversation.when_gone(lambda _: self.discharge(self._sent.pop(conversation)))
@@ -178,6 +198,17 @@ class References:
             reference = found() if address == home else None
             if reference is not None:
                 reference.home_gone(error)
+        self.calls.home_gone(home, error)
+
+    def pump(self, home: int) -> None:
+        """Let this domain wait, in the middle of a fiber's turn, until something has arrived, and handle that.
+
+        What is handled never runs a fiber. Raises DomainDied when nothing can come from that home any more.
+        """
+        route = self._routes.get(home, self._parent)
+        if route is None or not route.link.is_open:
+            raise DomainDied("that an object had its home in", what="or cannot be reached any more")
+        wait_for([conversation.link for conversation in self._sent])
 
     # Pickling
 
@@ -188,12 +219,12 @@ class References:
         if type(target) is kind.classes[0]:
             export = self._export(target, kind)
             export.holds += 1
-            home, number = self.address, export.number
+            home, number, home_name = self.address, export.number, current().name
         else:
-            home, number = target.home, target.number
+            home, number, home_name = target.home, target.number, target.home_name
         self._holds[hold] = (target, export)
         self.pickling.holds.append(hold)
-        return _open, (kind.name, home, number, self.address, hold, kind.label_of(target))
+        return _open, (kind.name, home, number, home_name, self.address, hold, kind.label_of(target))
 
     def _export(self, target: Any, kind: Kind) -> Export:
         export = self._by_identity.get(id(target))
@@ -228,7 +259,7 @@ class References:
 
     # Opening
 
-    def open(self, name: str, home: int, number: int, issuer: int, hold: int, label: Any) -> Any:
+    def open(self, name: str, home: int, number: int, home_name: str, issuer: int, hold: int, label: Any) -> Any:
         """What a pickle's reference means here: the object itself at home, else the one reference to it."""
         if home == self.address:
             export = self.exports.get(number)
@@ -240,6 +271,7 @@ class References:
         reference = self.reference(home, number)
         if reference is None:
             reference = self.kinds[name].make_reference(self, home, number, label)
+            reference.home_name = home_name
             self._imports[home, number] = weakref.ref(reference, self._dropper(home, number))
             self.send(HoldReference(home, self.address, number))
         self._send_discharge(issuer, hold)
@@ -288,14 +320,17 @@ class References:
         export = self.exports.get(message.number)
         if export is not None:
             export.holders.discard(message.sender)
+            self.kinds[export.kind].domain_gone(export, message.sender, _released(export))
             self._drop_if_unused(export)
 
     def _forget_holder(self, holder: int, error: DomainsError) -> None:
+        self.calls.caller_gone(holder)
         for callback in self.when_domain_gone:
             callback(holder, error)
         for export in list(self.exports.values()):
             if holder in export.holders:
                 export.holders.discard(holder)
+                self.kinds[export.kind].domain_gone(export, holder, error)
                 if not export.holders:
                     self.kinds[export.kind].holder_gone(export, error)
                 self._drop_if_unused(export)
@@ -340,15 +375,19 @@ _opening: list[References] = []
 """The registry whose pickle is being opened; a stack, because opening one may run code that opens another."""
 
 
-def _open(name: str, home: int, number: int, issuer: int, hold: int, label: Any) -> Any:
+def _open(name: str, home: int, number: int, home_name: str, issuer: int, hold: int, label: Any) -> Any:
     """What references are pickled as; called by the unpickler."""
     if not _opening:
         raise RuntimeError(
             "this pickle holds references to objects of other domains, and can only be opened by domains"
         )
-    return _opening[-1].open(name, home, number, issuer, hold, label)
+    return _opening[-1].open(name, home, number, home_name, issuer, hold, label)
 
 
 def _random_number() -> int:
     """63 bits that nobody can guess."""
     return int.from_bytes(os.urandom(8), "little") >> 1
+
+
+def _released(export: Export) -> DomainsError:
+    return DomainsError(f"the last reference to {export.target!r} in another domain was dropped while it held it")

@@ -12,9 +12,9 @@ from domains.errors import DomainUnavailable
 from domains.ipc.link import Codec
 from domains.launcher.provider import Provider
 from domains.program import takes_environment
-from domains.scheduler.cancel import protect
 from domains.scheduler.clock import Clock
 from domains.scheduler.mock import run_mock
+from domains.scheduler.switch import Switch
 
 T = TypeVar("T")
 
@@ -46,11 +46,9 @@ def run(main: Callable[..., Awaitable[Any]]) -> Any:
     async def root() -> Any:
         if not with_environment:
             return await main()
-        manager = DomainManager(_NoDomains(), 1)
-        try:
+        async with Switch("program") as switch:
+            manager = DomainManager(_NoDomains(), 1, switch)
+            switch.on_release(manager.close)
             return await main(Environment(manager, Clock(), random=random.Random(0)))
-        finally:
-            with protect():
-                await manager.close()
 
     return run_mock(root)

@@ -1,0 +1,99 @@
+"""Conditions in other domains than their home.
+
+A wait is registered at the home, and known to be, before the mutex is unlocked: the home answers what comes behind the
+registration. A broadcast is a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import CancelledError
+from collections.abc import Callable
+from typing import Any
+
+from domains.references.calls import Call, RemoteObject
+from domains.references.registry import Kind, References
+from domains.scheduler.condition import Condition, lock_again
+from domains.scheduler.context import check
+from domains.scheduler.mutex import Mutex
+
+
+class ConditionReference(RemoteObject, Condition):
+    """A condition whose home is another domain."""
+
+    __slots__ = ("_calls", "_loop", "home", "home_name", "number")
+
+    def __init__(self, references: References, home: int, number: int, label: Any) -> None:
+        super().__init__(label)
+        self.home = home
+        self.number = number
+        self._calls = references.calls
+        self._loop = asyncio.get_running_loop()
+
+    def __repr__(self) -> str:
+        return self._describe("condition" if self.label is None else f"condition {self.label!r}")
+
+    async def wait(self, mutex: Mutex) -> None:
+        if not mutex._is_mine():
+            raise RuntimeError(f"{mutex!r} must be held by the fiber that waits with it")
+        call = await self._register()
+        try:
+            mutex.unlock()
+            await call.outcome()
+        except CancelledError:
+            await lock_again(mutex)
+            raise
+        await lock_again(mutex)
+
+    async def wait_no_mutex(self) -> None:
+        await self._call("wait_no_mutex")
+
+    def broadcast(self) -> None:
+        if asyncio._get_running_loop() is None:
+            self._tell("broadcast")  # from a plain job or another thread
+        else:
+            # Perhaps from a signal handler, in the middle of something.
+            self._loop.call_soon_threadsafe(self._tell, "broadcast")
+
+    async def loop_no_mutex(self, f: Callable[[], Any]) -> Any:
+        while True:
+            call = await self._register()
+            try:
+                result = f()
+                if result is not None and hasattr(type(result), "__await__"):
+                    result = await result
+            except BaseException:
+                self._calls.withdraw(call)
+                raise
+            if result is not None:
+                self._calls.withdraw(call)
+                return result
+            await call.outcome()
+
+    async def _register(self) -> Call:
+        """Begin to wait; when this returns the home knows."""
+        check()
+        call = self._calls.begin(self, "wait_no_mutex", ())
+        try:
+            await self._call("fence")
+        except BaseException:
+            self._calls.withdraw(call)
+            raise
+        return call
+
+
+class ConditionKind(Kind):
+    """How conditions travel."""
+
+    name = "condition"
+    classes: tuple[type, ...] = (Condition, ConditionReference)
+
+    def __init__(self) -> None:
+        self.operations = {
+            "wait_no_mutex": lambda condition, served: condition._wait(served),
+            "fence": lambda condition, served: served.resume(None) and None,
+        }
+        self.tells = {"broadcast": lambda export, sender: export.target.broadcast()}
+
+    def make_reference(self, references: References, home: int, number: int, label: Any) -> Any:
+        return ConditionReference(references, home, number, label)

@@ -1,0 +1,103 @@
+"""Semaphores in other domains than their home. The home counts what each domain holds, and takes it back at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from domains.errors import DomainsError
+from domains.references.calls import RemoteObject, Served, Withdraw
+from domains.references.registry import Export, Kind, References
+from domains.scheduler.semaphore import Semaphore
+
+
+class SemaphoreReference(RemoteObject, Semaphore):
+    """A semaphore whose home is another domain. `value` asks the home, and this domain waits for the answer."""
+
+    __slots__ = ("_calls", "_held", "home", "home_name", "number")
+
+    def __init__(self, references: References, home: int, number: int, label: Any) -> None:
+        super().__init__(0, label=label)
+        self.home = home
+        self.number = number
+        self._calls = references.calls
+        self._held = 0  # permits that this domain has acquired, and not released
+
+    def __repr__(self) -> str:
+        return self._describe("semaphore" if self.label is None else f"semaphore {self.label!r}")
+
+    @property
+    def value(self) -> int:
+        value: int = self._ask("value")
+        return value
+
+    async def acquire(self) -> None:
+        await self._call("acquire")
+        self._held += 1
+
+    def release(self) -> None:
+        if self._held:  # it is owed one, so nothing can be wrong with this
+            self._held -= 1
+            self._tell("release")
+        else:
+            self._ask("release")
+
+
+class SemaphoreKind(Kind):
+    """How semaphores travel."""
+
+    name = "semaphore"
+    classes: tuple[type, ...] = (Semaphore, SemaphoreReference)
+
+    def __init__(self) -> None:
+        self.operations = {
+            "acquire": _acquire,
+            "release": lambda semaphore, served: served.resume(semaphore.release()) and None,
+            "value": lambda semaphore, served: served.resume(semaphore.value) and None,
+        }
+        self.tells = {"release": _release}
+
+    def make_reference(self, references: References, home: int, number: int, label: Any) -> Any:
+        return SemaphoreReference(references, home, number, label)
+
+    def domain_gone(self, export: Export, sender: int, error: DomainsError) -> None:
+        for _ in range(export.held.pop(sender, 0)):
+            export.target.release()
+
+
+class _Permit:
+    """A call that waits for a permit: with it, its domain holds one more."""
+
+    __slots__ = ("_served",)
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    def resume(self, value: None) -> bool:
+        if not self._served.is_waiting:
+            return False
+        _grant(self._served)
+        return True
+
+    def throw(self, error: BaseException) -> bool:
+        return self._served.throw(error)
+
+
+def _grant(served: Served) -> None:
+    held = served.export.held
+    held[served.sender] = held.get(served.sender, 0) + 1
+    served.resume(None)
+
+
+def _acquire(semaphore: Semaphore, served: Served) -> Withdraw | None:
+    if semaphore._try_acquire():
+        _grant(served)
+        return None
+    permit = _Permit(served)
+    withdraw = semaphore._wait(permit)
+    return lambda _: withdraw(permit)
+
+
+def _release(export: Export, sender: int) -> None:
+    if export.held.get(sender, 0):
+        export.held[sender] -= 1
+    export.target.release()
