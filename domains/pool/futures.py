@@ -89,7 +89,7 @@ class JobFuture(Future[Any]):
         """What to make the job of, once; None if it is not wanted any more."""
         call, self._carries = self._carries, None
         assert isinstance(call, Call)
-        if self.cancelled():
+        if self._state == CANCELLED:  # if it becomes that in this moment, a letter follows that says so
             self.set_running_or_notify_cancel()
             return None
         return call
@@ -106,6 +106,13 @@ class JobFuture(Future[Any]):
     def job_ended(self) -> None:
         self._carries = None
 
+    def cancel_on_loop(self) -> None:
+        """As `cancel`; whatever callbacks raise stays here."""
+        try:
+            self.cancel()
+        except BaseException:  # such as a callback's SystemExit: it must not end the loop
+            _logger.exception("a callback of %r failed", self)
+
     def settle(self, outcome: Result[Any]) -> None:
         """Tell the outcome to whoever waits, unless the future was cancelled before; runs the callbacks."""
         assert self._carries is None
@@ -120,7 +127,7 @@ class JobFuture(Future[Any]):
         except InvalidStateError:
             if self.cancelled():
                 self.set_running_or_notify_cancel()
-        except BaseException:  # such as a callback's SystemExit: it must not end the loop
+        except BaseException:
             _logger.exception("a callback of %r failed", self)
 
 

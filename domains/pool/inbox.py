@@ -140,6 +140,10 @@ class Inbox:
         self._refusal = why
         self.thread = None
         self._read_all()
+        futures, self._futures = self._futures, {}
+        for future in futures.values():  # there are none, unless the loop has ended before its time
+            future.job_ended()
+            future.settle(Raised(why, None))
         self._deliver()
 
     def _read(self) -> None:
@@ -168,23 +172,26 @@ class Inbox:
         if (closed := self.closed) is not None:
             future.settle(Raised(closed, None))
             return
-        pool = self._pool
-        assert pool is not None
         try:
             if len(call.variables):
-                job = call.variables.run(pool.make_job, call, self._weight)
+                # The pool looks there too: for the weight that a waiting job lends.
+                call.variables.run(self._submit, future, call)
             else:
-                job = pool.make_job(call, self._weight)
-            del call
-            job.on_end = self._ended
-            future.carry(job)
-            self._futures[job] = future
-            pool.dispatch.push(job)
+                self._submit(future, call)
         except BaseException as error:  # pickling runs a user's code
             if future.job is not None:
                 del self._futures[future.job]
                 future.job_ended()
             future.settle(Raised(error, error.__traceback__))
+
+    def _submit(self, future: JobFuture, call: Call) -> None:
+        pool = self._pool
+        assert pool is not None
+        job = pool.make_job(call, self._weight)
+        job.on_end = self._ended
+        future.carry(job)
+        self._futures[job] = future
+        pool.dispatch.push(job)
 
     def _cancel(self, future: JobFuture) -> None:
         if (job := future.job) is not None:
@@ -198,7 +205,7 @@ class Inbox:
     def _cancel_those(self, chosen: Callable[[Job[Any]], bool]) -> None:
         for job, future in list(self._futures.items()):
             if chosen(job):
-                future.cancel()
+                future.cancel_on_loop()
                 job.cancel(Cancelled())  # now, not when the letter comes: it may be begun by then
 
     def _when_idle_tell(self, callback: Callable[[], object]) -> None:

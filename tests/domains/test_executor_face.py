@@ -325,6 +325,19 @@ def test_callbacks_of_a_cancelled_job_are_called_once(one: Executor, gate: Path)
     assert calls == [True]
 
 
+def test_a_callback_that_exits_when_its_job_is_cancelled_ends_nothing(gate: Path) -> None:
+    executor = domains.PoolExecutor(1)
+    begun = executor.submit(pass_gate, gate)
+    others = [executor.submit(square, number) for number in range(5)]
+    for future in others:
+        future.add_done_callback(lambda _: sys.exit("not here"))
+    executor.shutdown(wait=False, cancel_futures=True)
+    open_gate(gate)
+    assert begun.result(PATIENCE) == "go"
+    assert wait(others, PATIENCE).not_done == set()
+    executor.shutdown()
+
+
 def test_shutdown_with_cancel_futures_lets_what_has_begun_end(gate: Path, tmp_path: Path) -> None:
     executor = domains.PoolExecutor(1)
     begun = executor.submit(pass_gate, gate)
@@ -587,6 +600,21 @@ def test_a_pool_is_the_executor_of_its_own_loop() -> None:
             assert await asyncio.gather(*(loop.run_in_executor(face, square, i) for i in range(50))) == [
                 i * i for i in range(50)
             ]
+
+    domains.run(main)
+
+
+def test_a_job_uses_the_face_of_its_own_pool_and_lends_its_weight() -> None:
+    async def square_by_the_pool(pool: domains.ExecutorPool) -> list[int]:
+        loop = asyncio.get_running_loop()
+        face = pool.as_executor()
+        here = await loop.run_in_executor(face, square, 3)
+        there = await domains.run_in_thread(lambda: face.submit(square, 4).result(PATIENCE))
+        return [here, there]
+
+    async def main(env: domains.Environment) -> None:
+        async with domains.ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            assert await pool.submit(square_by_the_pool, pool, weight=1.0) == [9, 16]
 
     domains.run(main)
 
