@@ -312,7 +312,10 @@ def _nothing_runs() -> RuntimeError:
 
 def check() -> None:
     """Raise Cancelled if this fiber's context is cancelled."""
-    fiber: Any = running_task(here.loop)
+    try:
+        fiber: Any = running_task(here.loop)
+    except RuntimeError:  # no loop runs here
+        fiber = None
     if type(fiber) is not FiberTask:
         fiber = current_fiber()
     cancellation = fiber.context.cancellation

@@ -15,7 +15,10 @@ __all__ = ["yield_now"]
 @types.coroutine
 def yield_now() -> Generator[None, None, None]:
     """Let every fiber that can run now run once. Raises Cancelled, before or after, in a cancelled context."""
-    fiber: Any = running_task(here.loop)
+    try:
+        fiber: Any = running_task(here.loop)
+    except RuntimeError:  # no loop runs here
+        fiber = None
     if type(fiber) is not FiberTask:
         fiber = current_fiber()
     cancellation = fiber.context.cancellation

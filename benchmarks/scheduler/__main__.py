@@ -84,7 +84,7 @@ def sleepers_table(rows: list[dict[str, Any]]) -> Table:
 
 def main(options: argparse.Namespace) -> dict[str, Any]:
     console = Console(width=None if sys.stdout.isatty() else 160)
-    scale, rounds = (0.01, 1) if options.quick else (1.0, 7)
+    scale, rounds = (0.02, 1) if options.quick else (1.0, 25)
     results = [
         measure(contest, loop, scale, rounds) for contest in CONTESTS if options.only in contest.name for loop in LOOPS
     ]
@@ -117,7 +117,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure the local scheduler beside its peers, in one run.")
-    parser.add_argument("--quick", action="store_true", help="a hundredth of everything: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="very little of everything: to see that it works")
     parser.add_argument("--only", default="", help="only contests whose name holds this word, or 'sleepers'")
     parser.add_argument("--json", default="benchmarks/results/scheduler.json", help="where the figures go")
     parsed = parser.parse_args()

@@ -62,7 +62,7 @@ def _exchange(capacity: int) -> Contest:
     return Contest(
         f"Stream({capacity}): add and take, two fibers",
         1,
-        30_000,
+        5_000,
         {
             OURS: _items(programs.domains_items, capacity),
             "asyncio": _items(programs.asyncio_items, capacity),
@@ -77,7 +77,7 @@ CONTESTS = [
     Contest(
         f"yield_now, {programs.SWITCHING} fibers",
         programs.SWITCHING,
-        10_000,
+        2_000,
         {
             OURS: programs.domains_turns,
             "asyncio": programs.asyncio_turns,
@@ -89,7 +89,7 @@ CONTESTS = [
     Contest(
         f"spawn and join {programs.JOINED} fibers",
         programs.JOINED,
-        200,
+        50,
         {
             OURS: programs.domains_joins,
             "asyncio": programs.asyncio_joins,
