@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, TypeVar, TypeVarTuple, overload
 
 from domains.conversation import Conversation
 from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle, DomainState
-from domains.errors import Closed
+from domains.errors import Closed, DomainUnavailable
 from domains.functions import FunctionCatalogue
 from domains.heartbeat import Heartbeat, checked_seconds
 from domains.identity import current
@@ -85,7 +85,7 @@ class DomainManager:
         if name is None:
             parent = current()
             name = f"domain-{number}" if parent.id == 0 else f"{parent.name}.{number}"
-        with contextlib.ExitStack() as on_failure:
+        with _unavailable(name), contextlib.ExitStack() as on_failure:
             claims, interrupts = OfferedClaims(), SentInterrupts()
             on_failure.callback(claims.close)
             on_failure.callback(interrupts.close)
@@ -123,6 +123,15 @@ class DomainManager:
             await self._provider.close()
         finally:
             self._arena.close()
+
+
+@contextlib.contextmanager
+def _unavailable(name: str) -> Iterator[None]:
+    """What the system refuses is why the domain cannot be started."""
+    try:
+        yield
+    except OSError as error:
+        raise DomainUnavailable(f"domain {name!r} could not be started: {error}") from error
 
 
 class Domain:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from domains.conversation import Buffers, Conversation
-from domains.errors import Cancelled, NotPicklable
+from domains.errors import Cancelled, ConnectionLost
 from domains.failures import pack_failure, unpack_failure
 from domains.functions import ReceivedFunctions, name_of
 from domains.identity import current
@@ -176,6 +176,14 @@ class JobRunner:
     def pump(self) -> None:
         """Start what may start now; comes back by itself when the loop has had a turn."""
         self._pump_scheduled = False
+        try:
+            self._start_what_may()
+        except Exception as error:
+            # Some job cannot be answered. A domain that dies owes nobody anything; one that forgets would.
+            self._link.abort(ConnectionLost(f"jobs cannot be run any more: {error!r}"))
+            raise
+
+    def _start_what_may(self) -> None:
         slice_end = time.perf_counter() + _SLICE_SECONDS
         while (received := self._next()) is not None:
             self._busy_with[0] = received.message.job
@@ -355,7 +363,7 @@ class JobRunner:
             return
         try:
             payload = self._pickling.dumps(value, f"the result of job {name!r}")
-        except NotPicklable as error:
+        except Exception as error:  # NotPicklable, or no memory for it
             self._answer_raised(message.job, error, seconds, f"job {name!r}")
             return
         answer = JobReturned(message.job, payload.data, seconds, len(payload.buffers))

@@ -56,10 +56,13 @@ class OfferedClaims(_Claims):
 
     def __init__(self) -> None:
         reading, writing = os.pipe()
-        os.set_blocking(reading, False)
-        os.set_blocking(writing, False)
-        page = anonymous_page("domains-claims", _TOKEN_BYTES)
-        super().__init__(reading, writing, page)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(os.close, reading)
+            on_failure.callback(os.close, writing)
+            os.set_blocking(reading, False)
+            os.set_blocking(writing, False)
+            super().__init__(reading, writing, anonymous_page("domains-claims", _TOKEN_BYTES))
+            on_failure.pop_all()
         self._started[0] = -1
 
     def descriptors(self) -> dict[str, int]:

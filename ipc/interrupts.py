@@ -11,6 +11,7 @@ handles the message finds the request, and can forget it.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -50,9 +51,13 @@ class SentInterrupts(_Interrupts):
 
     def __init__(self) -> None:
         self._reading, writing = os.pipe()
-        os.set_blocking(self._reading, False)
-        os.set_blocking(writing, False)
-        super().__init__(writing, anonymous_page("domains-interrupts", _TOKEN_BYTES))
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(os.close, self._reading)
+            on_failure.callback(os.close, writing)
+            os.set_blocking(self._reading, False)
+            os.set_blocking(writing, False)
+            super().__init__(writing, anonymous_page("domains-interrupts", _TOKEN_BYTES))
+            on_failure.pop_all()
 
     def descriptors(self) -> dict[str, int]:
         """What the domain must inherit, under the names that `ReceivedInterrupts` expects."""

@@ -8,6 +8,7 @@ gone, and the launcher acts on it: no domain outlives the parent.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -94,16 +95,24 @@ class ControlSocket:
         self._socket = connection
         self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
         self._incoming = bytearray()
-        self._descriptors: deque[int] = deque()
+        self._descriptors: deque[list[int]] = deque()  # those of each message that carried some
         self._decoder = msgspec.msgpack.Decoder(ControlMessage)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def send(self, message: ControlMessage, descriptors: Sequence[int] = ()) -> None:
-        """Queue a message; descriptors are duplicated, the caller keeps its own. `write` sends it."""
+        """Queue a message; descriptors are duplicated, the caller keeps its own. `write` sends it.
+
+        Raises OSError if there can be no more descriptors.
+        """
         body = msgspec.msgpack.encode(message)
-        duplicates = [os.dup(descriptor) for descriptor in descriptors]
+        with contextlib.ExitStack() as on_failure:
+            duplicates = []
+            for descriptor in descriptors:
+                duplicates.append(os.dup(descriptor))
+                on_failure.callback(os.close, duplicates[-1])
+            on_failure.pop_all()
         self._outgoing.append((memoryview(_LENGTH.pack(len(body)) + body), duplicates))
 
     def write(self) -> bool:
@@ -127,14 +136,15 @@ class ControlSocket:
         gone = False
         while True:
             try:
-                data, descriptors, _, _ = socket.recv_fds(self._socket, _READ_BYTES, _MOST_DESCRIPTORS)
+                data, descriptors, flags, _ = socket.recv_fds(self._socket, _READ_BYTES, _MOST_DESCRIPTORS)
             except (BlockingIOError, InterruptedError):
                 break
             except ConnectionError:
-                data, descriptors = b"", []
+                data, descriptors, flags = b"", [], 0
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, False)
-            self._descriptors.extend(descriptors)
+            if descriptors or flags & socket.MSG_CTRUNC:  # one read brings those of at most one message
+                self._descriptors.append(descriptors)
             if not data:
                 gone = True
                 break
@@ -150,8 +160,16 @@ class ControlSocket:
             raise EOFError
 
     def take_descriptors(self, count: int) -> list[int]:
-        """The next so many descriptors that arrived; the caller owns them from now on."""
-        return [self._descriptors.popleft() for _ in range(count)]
+        """Those that came with the message just read; the caller owns them from now on.
+
+        Raises OSError if some of the `count` got lost, because this process can have no more.
+        """
+        taken = self._descriptors.popleft()
+        if len(taken) != count:
+            for descriptor in taken:
+                os.close(descriptor)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return taken
 
     def hang_up(self) -> None:
         """Nothing more will be sent; what the peer still says can be read."""
@@ -164,5 +182,6 @@ class ControlSocket:
                 os.close(descriptor)
         self._outgoing.clear()
         while self._descriptors:
-            os.close(self._descriptors.popleft())
+            for descriptor in self._descriptors.popleft():
+                os.close(descriptor)
         self._socket.close()

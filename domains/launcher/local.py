@@ -78,8 +78,8 @@ class _LauncherConnection:
         self.ended, self._end = Promise[None].create("the end of the launcher")
 
     def launch(self, birth: Birth, descriptors: list[int]) -> LocalProcess:
-        process = self._processes[birth.domain] = LocalProcess(self, birth.domain)
         self.send(Launch(birth), descriptors)
+        process = self._processes[birth.domain] = LocalProcess(self, birth.domain)
         return process
 
     def send(self, message: ControlMessage, descriptors: list[int] | None = None) -> None:
@@ -148,20 +148,23 @@ class LocalProvider(Provider):
     def launch(self, domain: int, name: str, codec: Codec, descriptors: Mapping[str, int]) -> DomainProcess:
         connection = self._connect()
         offer = self._kind.offer(codec, name)
-        inherited = {**descriptors, **offer.descriptors}
-        birth = Birth(
-            domain=domain,
-            name=name,
-            parent_pid=os.getpid(),
-            link=self._kind.name,
-            description=offer.description,
-            descriptors=list(inherited),
-            sys_path=[entry or os.getcwd() for entry in sys.path],
-            argv=list(sys.argv),
-            directory=os.getcwd(),
-        )
         try:
+            inherited = {**descriptors, **offer.descriptors}
+            birth = Birth(
+                domain=domain,
+                name=name,
+                parent_pid=os.getpid(),
+                link=self._kind.name,
+                description=offer.description,
+                descriptors=list(inherited),
+                sys_path=[entry or os.getcwd() for entry in sys.path],
+                argv=list(sys.argv),
+                directory=os.getcwd(),
+            )
             process = connection.launch(birth, list(inherited.values()))
+        except BaseException:
+            offer.link.abort(None)
+            raise
         finally:
             offer.release()
         process.link = offer.link
@@ -169,12 +172,13 @@ class LocalProvider(Provider):
 
     def _connect(self) -> _LauncherConnection:
         if self._connection is None or self._connection.gone:
+            paths = self._kind.remains()
             launcher, self._launcher = self._launcher, None
             try:
                 self._connection = _LauncherConnection(launcher or LauncherProcess())
             except OSError as error:
                 raise DomainUnavailable(f"the launcher process could not be started: {error}") from error
-            if paths := self._kind.remains():
+            if paths:
                 self._connection.send(Remove(paths))
         return self._connection
 

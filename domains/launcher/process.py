@@ -91,13 +91,16 @@ class Launcher:
         return None
 
     def _fork(self, birth: Birth) -> tuple[Birth, dict[str, int], int] | None:
-        descriptors = self._control.take_descriptors(len(birth.descriptors))
-        crash = _anonymous_file()
+        descriptors: list[int] = []
+        crash = -1
         try:
+            descriptors = self._control.take_descriptors(len(birth.descriptors))
+            crash = _anonymous_file()
             pid = os.fork()
         except OSError as error:
-            os.close(crash)
-            self._control.send(NotStarted(birth.domain, f"fork failed: {error}"))
+            if crash >= 0:
+                os.close(crash)
+            self._control.send(NotStarted(birth.domain, f"the launcher process cannot fork it: {error}"))
         else:
             if pid == 0:
                 return birth, dict(zip(birth.descriptors, descriptors, strict=True)), crash

@@ -1,0 +1,183 @@
+"""What runs out gives a clear error to the call that needed it; what already runs goes on."""
+
+import os
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import domains
+from domains import DomainUnavailable, ExecutorPool
+
+from .program import Program
+
+
+async def _echo(value):
+    return value
+
+
+def test_no_more_descriptors_fails_the_start_of_a_domain_and_leaks_none(link, tmp_path):
+    source = """
+    import resource
+
+    async def echo(value):
+        return value
+
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain:
+            assert await domain.call(echo, 1) == 1
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            before = descriptors()
+            errors = set()
+            for more in range(40):  # each step of a start fails once
+                resource.setrlimit(resource.RLIMIT_NOFILE, (before + more, hard))
+                try:
+                    async with env.domain_mgr.spawn() as other:
+                        await other.call(echo, 2)
+                    break
+                except DomainUnavailable as error:
+                    errors.add("Too many open files" in str(error))
+                assert await domain.call(echo, 3) == 3
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            async with env.domain_mgr.spawn() as other:
+                assert await other.call(echo, 4) == 4
+            say([sorted(errors), more > 3])
+            assert await domain.call(echo, 5) == 5
+        say("end")
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        assert program.hear() == [[True], True]
+        assert program.hear() == "end"
+        assert program.wait() == 0, program.errors
+        program.check_nothing_is_left()
+
+
+def test_no_more_descriptors_in_the_launcher_leaves_its_domains_alone(link):
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain:
+            assert await domain.call(_echo, 1) == 1
+            launcher = env.domain_mgr._provider._connection.process.pid
+            limits = resource.prlimit(launcher, resource.RLIMIT_NOFILE)
+            have = len(os.listdir(f"/proc/{launcher}/fd"))
+            reasons = set()
+            for more in range(20):
+                resource.prlimit(launcher, resource.RLIMIT_NOFILE, (have + more, limits[1]))
+                try:
+                    assert await env.domain_mgr.run(_echo, 2) == 2
+                except domains.DomainsError as error:
+                    reasons.add(str(error))  # some were born, with the limit, and need more for the rest
+                assert await domain.call(_echo, 3) == 3
+            assert any("could not be started" in reason and "Too many open files" in reason for reason in reasons)
+            resource.prlimit(launcher, resource.RLIMIT_NOFILE, limits)
+            assert env.domain_mgr._provider._connection.process.pid == launcher
+            assert await env.domain_mgr.run(_echo, 4) == 4
+
+    domains.run(main, link=link)
+
+
+def _allocate_more_than_allowed():
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    try:
+        return len(bytearray(1 << 31))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def test_no_more_memory_is_the_jobs_failure(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            before = await pool.submit(os.getpid, weight=1.0)
+            with pytest.raises(MemoryError):
+                await pool.submit(_allocate_more_than_allowed, weight=1.0)
+            assert await pool.submit(os.getpid, weight=1.0) == before
+
+    domains.run(main, link=link)
+
+
+def test_no_more_memory_for_an_answer_is_the_jobs_failure(link):
+    def too_large_to_send():
+        value = "x" * (1 << 28)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 24), resource.RLIM_INFINITY))
+        return value
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pytest.raises((domains.NotPicklable, MemoryError)):
+                await pool.submit(too_large_to_send, weight=1.0)
+            assert await pool.submit(_echo, 1, weight=1.0) == 1
+
+    domains.run(main, link=link)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is full")
+def test_a_full_disk_is_the_failure_of_the_job_that_writes(link):
+    def write():
+        with open("/dev/full", "w") as file:
+            file.write("x" * 100_000)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pytest.raises(OSError, match="No space left"):
+                await pool.submit(write, weight=1.0)
+            assert await pool.submit(_echo, 1, weight=1.0) == 1
+
+    domains.run(main, link=link)
+
+
+def test_no_place_for_sockets_fails_the_start_of_a_domain(monkeypatch, tmp_path):
+    async def main(env):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        with pytest.raises(DomainUnavailable, match="could not be started"):
+            await env.domain_mgr.run(_echo, 1)
+        monkeypatch.undo()
+        assert await env.domain_mgr.run(_echo, 2) == 2
+
+    domains.run(main, link="zmq")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the limit does not hold for root")
+def test_no_more_processes_fails_the_start_of_a_domain(link, tmp_path):
+    source = """
+    import resource
+
+    async def echo(value):
+        return value
+
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain:
+            assert await domain.call(echo, 1) == 1
+            launcher = env.domain_mgr._provider._connection.process.pid
+            hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+            limits = resource.prlimit(launcher, resource.RLIMIT_NPROC, (1, hard))
+            try:
+                await env.domain_mgr.run(echo, 2)
+            except DomainUnavailable as error:
+                say(str(error))
+            assert await domain.call(echo, 3) == 3
+            resource.prlimit(launcher, resource.RLIMIT_NPROC, limits)
+            say(await env.domain_mgr.run(echo, 4))
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        assert "cannot fork" in program.hear()
+        assert program.hear() == 4
+        assert program.wait() == 0, program.errors
+
+
+def test_an_interpreter_that_is_not_there_is_told_at_the_first_domain(monkeypatch, link):
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+
+    async def main(env):
+        with pytest.raises(DomainUnavailable, match="launcher"):
+            await env.domain_mgr.run(_echo, 1)
+
+    domains.run(main, link=link)
