@@ -104,7 +104,6 @@ class JobRunner:
         self._dropped: set[int] = set()  # cancelled before they were claimed
         self._claimed: int | None = None  # claimed, but its message has not arrived
         self._at_once: deque[_Received] = deque()
-        self._unanswered: list[Any] = []
         self._running: dict[int, CancelScope | None] = {}
         self._unbegun = 0  # fibers that were forked and have not run yet
         self._postponed: _Received | None = None  # a plain job that would overtake them
@@ -317,10 +316,7 @@ class JobRunner:
             except BaseException as error:
                 self._end(message)
                 if isinstance(error, asyncio.CancelledError) and self._is_ending():
-                    # Nobody cancelled the job: it is its domain that ends, and the parent tells of that. Nor has it
-                    # dropped what it was handed: that is lost with the domain, and whoever waits for it is told.
-                    self._unanswered.append(arguments)
-                    return
+                    return  # nobody cancelled the job: it is its domain that ends, and the parent tells of that
                 self._answer_raised(message.job, error, time.perf_counter() - started, f"job {known.name!r}")
             else:
                 self._end(message)

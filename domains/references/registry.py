@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from domains.conversation import Buffers, Conversation
-from domains.errors import DomainDied, DomainsError
+from domains.errors import Cancelled, DomainDied, DomainsError
 from domains.failures import pack_failure, unpack_failure
 from domains.identity import current
 from domains.ipc.link import wait_for
@@ -101,6 +101,7 @@ class References:
         self.kinds = {kind.name: kind for kind in kinds}
         self.pickling = ReferencePickling(self, memory)
         self.calls = Calls(self, switch)
+        self._switch = switch
         self.exports: dict[int, Export] = {}
         self._by_identity: dict[int, Export] = {}
         self._imports: dict[tuple[int, int], weakref.ref[Any]] = {}
@@ -302,7 +303,16 @@ class References:
         # If it came again meanwhile there is a new reference, and a new hold; this release must not undo that.
         if self._imports.get((home, number)) is found:
             del self._imports[home, number]
-            self.send(ReleaseReference(home, self.address, number))
+            if not self._is_ending():
+                self.send(ReleaseReference(home, self.address, number))
+
+    def _is_ending(self) -> bool:
+        """Whether this domain was told to end: what it drops then is lost with it, and its home is told so by that."""
+        try:
+            self._switch.check()
+        except Cancelled:
+            return True
+        return False
 
     # At home
 
