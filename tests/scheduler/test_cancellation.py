@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import math
+import threading
 import weakref
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
@@ -1041,3 +1042,43 @@ def test_cancelling_many_is_one_pass(run: Run) -> None:  # S29 S32
 
     run(main)
     assert ended == count
+
+
+@pytest.mark.parametrize("end", ["resume", "throw"])
+def test_a_wait_may_be_ended_from_another_thread(run: Run, end: str) -> None:  # S32
+    answers: list[bool] = []
+
+    async def main() -> None:
+        def begin(suspension: Suspension[str]) -> None:
+            def work() -> None:
+                for _ in range(2):  # the first may be under way when the second comes: only one counts
+                    answers.append(suspension.resume("done") if end == "resume" else suspension.throw(Broken("done")))
+
+            threads.append(threading.Thread(target=work))
+            threads[0].start()
+
+        threads: list[threading.Thread] = []
+        if end == "resume":
+            assert await suspend(begin, "test") == "done"
+        else:
+            with pytest.raises(Broken, match="done"):
+                await suspend(begin, "test")
+        threads[0].join()
+        await turns()
+
+    run(main)
+    assert answers[0] is True
+
+
+def test_yield_now_works_in_a_plain_task(run: Run) -> None:  # S9 S30
+    async def main() -> None:
+        async def plain() -> None:
+            with CancelScope() as scope:
+                await fiber.yield_now()
+                soon(scope.cancel)
+                await fiber.yield_now()
+            assert scope.cancelled
+
+        await asyncio.ensure_future(plain())
+
+    run(main)

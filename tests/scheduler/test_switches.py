@@ -1155,3 +1155,111 @@ def test_a_wait_that_is_destroyed_is_withdrawn(run: Run) -> None:  # S32
         assert not any(suspension.resume(None) or suspension.throw(Broken()) for suspension in begun)
 
     run(main)
+
+
+# Work without a fiber
+
+
+class Work:
+    """Goes on elsewhere, until somebody says that it has ended."""
+
+    def __init__(self, switch: Switch, trace: list[str]) -> None:
+        self.promise, self.resolver = Promise[str].create("work")
+        self.switch = switch
+        self.trace = trace
+        switch.adopt(self)
+
+    def cancel(self, reason: BaseException | None) -> None:
+        self.trace.append(f"cancelled because of {reason!r}")
+        soon(self.end, Cancelled(reason))
+
+    def end(self, outcome: str | BaseException) -> None:
+        if isinstance(outcome, str):
+            self.resolver.resolve(outcome)
+        else:
+            self.resolver.fail(outcome)
+        self.switch.disown(self, self.promise)
+
+
+def soon(f: Callable[..., object], *args: object) -> None:
+    asyncio.get_running_loop().call_soon(f, *args)
+
+
+def test_a_switch_waits_for_work_that_it_has_adopted(run: Run) -> None:  # S15
+    trace: list[str] = []
+
+    async def main() -> None:
+        async with Switch() as switch:
+            work = Work(switch, trace)
+            switch.fork(turns)
+            asyncio.get_running_loop().call_later(0.002, work.end, "result")
+        assert await work.promise == "result"
+
+    run(main)
+    assert trace == []
+
+
+def test_adopted_work_is_cancelled_with_its_switch(run: Run) -> None:  # S16 S20 S21
+    trace: list[str] = []
+    failure = Broken("x")
+
+    async def main() -> None:
+        with pytest.raises(Broken):
+            async with Switch() as switch:
+                Work(switch, trace)
+                raise failure
+        async with Switch() as switch:
+            Work(switch, trace)
+            switch.cancel()
+            Work(switch, trace)
+        with CancelScope() as scope:
+            async with Switch() as switch:
+                Work(switch, trace)
+                scope.cancel()
+        assert scope.cancelled
+
+    run(main)
+    assert trace == ["cancelled because of Broken('x')"] + ["cancelled because of None"] * 3
+
+
+def test_a_failure_of_adopted_work_is_its_promises_and_logged_if_nobody_looks(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:  # S23
+    async def main() -> None:
+        async with Switch() as switch:
+            seen, unseen = Work(switch, []), Work(switch, [])
+            seen.end(Broken("seen"))
+            unseen.end(Broken("unseen"))
+            with pytest.raises(Broken, match="seen"):
+                await seen.promise
+            switch.check()
+
+    run(main)
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "unseen"
+
+
+def test_work_cannot_be_adopted_by_a_switch_that_is_not_open(run: Run) -> None:  # S18
+    async def main() -> None:
+        async with Switch() as switch:
+            pass
+        with pytest.raises(RuntimeError, match="finished"):
+            Work(switch, [])
+
+    run(main)
+
+
+def test_a_switch_that_is_interrupted_lets_it_out(run: Run) -> None:  # S21 S28
+    reason = Broken()
+
+    async def main() -> None:
+        switch = Switch()
+        switch.interrupt(reason)  # not entered: nothing happens
+        with pytest.raises(Cancelled) as caught:
+            async with switch:
+                switch.fork(never)
+                soon(switch.interrupt, reason)
+        assert caught.value.reason is reason
+
+    run(main)

@@ -69,7 +69,7 @@ class FiberRecord:
 
     def __init__(self) -> None:
         self.task = asyncio.current_task()
-        self.foreign_cancels = 0
+        self.foreign_cancels: list[int] = []  # the events
 
 
 class World:
@@ -142,6 +142,9 @@ class World:
         except CancelledError:
             self.cancelled += 1
             assert record.foreign_cancels, "nobody had called task.cancel()"
+            if promise is not None and not was_resolved and record.foreign_cancels[0] > begun:
+                resolved_at = self.resolved_at.get(promise, math.inf)
+                assert record.foreign_cancels[0] < resolved_at, "it was resolved before task.cancel() was called"
             raise
         else:
             self.completed += 1
@@ -271,7 +274,7 @@ class World:
                             switch.on_release(self.hook, inner, record, child)
                     await self.run(nodes, inner, record)
                 except BaseException as error:
-                    inner.had_foreign_cancel |= record.foreign_cancels > 0
+                    inner.had_foreign_cancel |= bool(record.foreign_cancels)
                     self.fail(inner, error)
                     raise
                 finally:
@@ -311,7 +314,7 @@ class World:
                 assert record.task.cancelling() == 0, "the account of asyncio's cancellations is not settled"
         except BaseException as error:
             if fails is not None:
-                fails.had_foreign_cancel |= record.foreign_cancels > 0
+                fails.had_foreign_cancel |= bool(record.foreign_cancels)
                 self.fail(fails, error)
             raise
         finally:
@@ -375,7 +378,7 @@ class World:
             elif step[0] == "interrupt" and self.fibers:
                 records = list(self.fibers)
                 record = records[step[1] % len(records)]
-                record.foreign_cancels += 1
+                record.foreign_cancels.append(self.tick())
                 assert record.task is not None
                 record.task.cancel()
         for _ in range(1000):
