@@ -718,6 +718,29 @@ def test_operations_work_in_plain_tasks_which_are_fibers_of_their_own(run: Run) 
     run(main)
 
 
+def test_a_plain_task_that_has_ended_leaves_no_fiber_and_no_context(run: Run) -> None:  # S30
+    refs: list[weakref.ref[Any]] = []
+
+    async def plain() -> None:
+        await turns()
+        with timeout(1000):
+            await turns()
+        refs.append(weakref.ref(current_fiber().context))
+        refs.append(weakref.ref(this_task()))
+
+    async def main() -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            await asyncio.ensure_future(plain())
+            await turns()
+            assert [ref() for ref in refs] == [None, None]
+        finally:
+            gc.enable()
+
+    run(main)
+
+
 # Deadlines
 
 
