@@ -102,6 +102,11 @@ class Segment:
         """A range of it as an object: buffers made from that keep it alive, and it keeps the mapping alive."""
         return (ctypes.c_ubyte * length).from_buffer(self.map, start)
 
+    @property
+    def descriptor(self) -> int:
+        """The file that it is, while it is open."""
+        return self._descriptor
+
     def discard(self) -> None:
         """Give the memory back at once, even if others still map it; nobody may read or write it any more."""
         with contextlib.suppress(OSError):  # macOS cannot; there it goes with the last mapping
