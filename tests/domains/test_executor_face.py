@@ -8,12 +8,14 @@ import gc
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import (
     ALL_COMPLETED,
@@ -399,6 +401,42 @@ def test_an_initializer_that_cannot_travel_fails_what_is_submitted() -> None:
         error = executor.submit(square, 3).exception(PATIENCE)
     assert isinstance(error, BrokenExecutor)
     assert isinstance(error.__cause__, NotPicklable)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_future_ends_once_whatever_threads_cancel_die_and_shut_down(seed: int) -> None:
+    executor = domains.PoolExecutor(2)
+    futures: list[Future[Any]] = []
+    ends: Counter[Future[Any]] = Counter()
+
+    def submit_some(thread: int) -> None:
+        dice = random.Random(f"{seed}, {thread}")
+        for number in range(150):
+            job = dice.choice([(square, number), (square_slowly, number), (complain,), (time.sleep, 0.001)])
+            if dice.random() < 0.01:
+                job = (die,)
+            try:
+                future = executor.submit(*job)
+            except RuntimeError:
+                return  # it was shut down
+            futures.append(future)
+            future.add_done_callback(lambda done: ends.update([done]))
+            if dice.random() < 0.3:
+                dice.choice(futures).cancel()
+            if dice.random() < 0.05:
+                wait([future], PATIENCE)
+            if dice.random() < 0.002:
+                executor.shutdown(wait=False, cancel_futures=dice.random() < 0.5)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(submit_some, range(4)))
+    assert wait(futures, PATIENCE).not_done == set()
+    executor.shutdown()
+    assert ends == Counter(futures)
+    for future in futures:
+        if not future.cancelled():
+            error = future.exception(0)
+            assert error is None or isinstance(error, LookupError | DomainDied)
 
 
 # Options
