@@ -2,7 +2,8 @@
 
 States of the talk between the two: New -> Wanted (an item was asked for, the producer runs) -> Idle (it came, the
 producer waits in `yield_`) -> Wanted ..., until Ended, when the producer is over. A consumer that is cancelled leaves
-the state alone: the item that it asked for is there for the next one.
+the state alone: the item that it asked for is there for the next one. A failure that no consumer has heard of is
+logged when the switch ends, as that of a promise is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from domains.errors import Cancelled
 from domains.scheduler.cancel import CancelScope
 from domains.scheduler.context import check
+from domains.scheduler.promise import Promise
 from domains.scheduler.suspend import Suspension, suspend
 
 if TYPE_CHECKING:
@@ -34,11 +36,14 @@ class _State(enum.Enum):
 class _Talk(Generic[T]):
     """What producer and consumer share; the producer does not hold the iterator, so that it can be dropped."""
 
-    def __init__(self, f: Callable[[Callable[[T], Awaitable[None]]], Awaitable[object]]) -> None:
+    def __init__(self, switch: Switch, f: Callable[[Callable[[T], Awaitable[None]]], Awaitable[object]]) -> None:
+        self.switch = switch
         self.f = f
+        self.name = getattr(f, "__name__", "sequence")
         self.state = _State.NEW
         self.scope = CancelScope()
         self.last_word: BaseException = Cancelled()  # what the consumer gets at the end
+        self.failure: Promise[None] | None = None  # the last word, as long as nobody has heard it
         self.left_over: list[T] = []  # an item whose consumer was cancelled just before it came
         self.consumer: Suspension[T] | None = None
         self.producer: Suspension[None] | None = None
@@ -71,6 +76,10 @@ class _Talk(Generic[T]):
         consumer, self.consumer = self.consumer, None
         if consumer is not None and consumer.throw(_out_of_a_generator(self.last_word)):
             self.last_word = StopAsyncIteration()
+        elif not isinstance(self.last_word, (StopAsyncIteration, CancelledError)):
+            self.failure = Promise.failed(self.last_word)
+            self.failure.label = self.name
+            self.switch.remember_failed(self.failure)
 
     async def yield_(self, item: T) -> None:
         check()
@@ -115,8 +124,7 @@ class Sequence(Generic[T]):
     """The consumer's side: an async iterator."""
 
     def __init__(self, switch: Switch, f: Callable[[Callable[[T], Awaitable[None]]], Awaitable[object]]) -> None:
-        self._switch = switch
-        self._talk = _Talk(f)
+        self._talk = _Talk(switch, f)
 
     def __aiter__(self) -> Sequence[T]:
         return self
@@ -129,13 +137,15 @@ class Sequence(Generic[T]):
         if talk.left_over:
             return talk.left_over.pop()
         if talk.state is _State.ENDED:
+            if talk.failure is not None:
+                talk.failure.peek()
             last_word, talk.last_word = talk.last_word, StopAsyncIteration()
             try:
                 raise last_word
             finally:
                 del last_word  # its traceback holds this frame
         if talk.state is _State.NEW:
-            self._switch._fork_sequence(talk.produce, getattr(talk.f, "__name__", "sequence"), talk.ended)
+            talk.switch._fork_sequence(talk.produce, talk.name, talk.ended)
             talk.state = _State.WANTED
         try:
             return await suspend(talk.want, "Sequence.next", self)
@@ -151,7 +161,7 @@ class Sequence(Generic[T]):
         if talk.state is _State.IDLE or talk.state is _State.WANTED:
             # Garbage is collected in any thread, and in the middle of anything.
             with contextlib.suppress(RuntimeError):  # the loop was closed
-                self._switch.call_soon(talk.close)
+                talk.switch.call_soon(talk.close)
 
 
 class _Ended(Exception):

@@ -352,12 +352,16 @@ class Switch:
 
     def _promise_failed(self, promise: Promise[Any], error: BaseException) -> None:
         if not isinstance(error, CancelledError):
-            self._unseen.append(promise)
-            if len(self._unseen) >= self._sweep_at:
-                self._unseen = [promise for promise in self._unseen if not promise.was_seen]
-                self._sweep_at = max(2 * len(self._unseen), _SWEEP_AT_LEAST)
+            self.remember_failed(promise)
         elif self._context.cancellation is not None:
             self._cut_short = True
+
+    def remember_failed(self, promise: Promise[Any]) -> None:
+        """Log this failure when the switch ends, unless somebody has looked at it by then."""
+        self._unseen.append(promise)
+        if len(self._unseen) >= self._sweep_at:
+            self._unseen = [promise for promise in self._unseen if not promise.was_seen]
+            self._sweep_at = max(2 * len(self._unseen), _SWEEP_AT_LEAST)
 
     def fork_daemon(
         self,

@@ -837,7 +837,9 @@ def test_the_exception_of_a_producer_reaches_the_consumer(run: Run, failure: Bas
     run(main)
 
 
-def test_the_exception_of_a_producer_whose_consumer_was_cancelled_is_there_for_the_next(run: Run) -> None:  # S13
+def test_the_exception_of_a_producer_whose_consumer_was_cancelled_is_there_for_the_next(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:  # S13
     async def main() -> None:
         promise, resolver = Promise[None].create()
 
@@ -858,6 +860,37 @@ def test_the_exception_of_a_producer_whose_consumer_was_cancelled_is_there_for_t
                 await anext(sequence)
 
     run(main)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_the_exception_of_a_producer_that_nobody_takes_is_logged_when_the_switch_ends(
+    run: Run, caplog: pytest.LogCaptureFixture, dropped: bool
+) -> None:  # S13 S23
+    async def produce(yield_: Yield) -> None:
+        try:
+            await yield_(1)
+            await never()
+        finally:
+            raise Broken("produced")
+
+    async def main() -> None:
+        async with Switch() as switch:
+            sequence: Any = switch.fork_seq(produce)
+            assert await anext(sequence) == 1
+            if dropped:
+                del sequence
+            else:
+                with move_on_after(0):
+                    await anext(sequence)
+            await turns()
+            assert caplog.records == []
+
+    run(main)
+    (record,) = caplog.records
+    assert "'produce'" in record.getMessage()
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "produced"
 
 
 @pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
