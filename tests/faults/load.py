@@ -292,7 +292,7 @@ async def main(env):
                 for name in range(WORKERS):
                     sw.fork(worker, env, pool, name, deadline)
             names = [int(domain.name.rpartition("-")[2]) for domain in pool.stats().domains]
-            counts["domains"] = max(names)
+            counts["domains"] = max(names, default=0)
             for _ in range(3):  # what is no longer used is released as the others' collectors come to it
                 await pool.submit(__import__, "gc", weight=1.0)
         references = env.domain_mgr.references

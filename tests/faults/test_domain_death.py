@@ -46,11 +46,8 @@ def _fail_in_c():
     ctypes.CDLL(None).abort()
 
 
-def _fatal_error_c():
-    import faulthandler
-
-    faulthandler._fatal_error_c_thread()
-    threading.Event().wait()
+def _fatal_error():
+    ctypes.pythonapi.Py_FatalError(b"said by the test")
 
 
 # what happens in the job, its exit status, its signal, what the fatal traceback says
@@ -62,7 +59,7 @@ DEATHS = {
     "os.abort": (_abort, None, signal.SIGABRT, "_abort"),
     "stack overflow": (_overflow_the_stack, None, signal.SIGSEGV, "_overflow_the_stack"),
     "abort in C": (_fail_in_c, None, signal.SIGABRT, "_fail_in_c"),
-    "fatal error": (_fatal_error_c, None, signal.SIGABRT, None),  # says so on stderr
+    "fatal error": (_fatal_error, None, signal.SIGABRT, None),  # says so on stderr
 }
 
 
