@@ -18,7 +18,11 @@ from domains.scheduler.switch import Switch
 
 
 def run_program(
-    main: Callable[..., Awaitable[Any]], launcher: LauncherProcess | None, domains: int | None, link: str
+    main: Callable[..., Awaitable[Any]],
+    launcher: LauncherProcess | None,
+    domains: int | None,
+    link: str,
+    dump_on_signal: int | None,
 ) -> Any:
     """Call `main` as `run` describes, with domains from this launcher."""
     kind = kind_called("socketpair" if link == "auto" else link)
@@ -30,7 +34,7 @@ def run_program(
             switch.on_release(manager.close)
             return await (main(Environment(manager, Clock())) if with_environment else main())
 
-    return run_scheduler(root)
+    return run_scheduler(root, dump_on_signal=dump_on_signal)
 
 
 def takes_environment(main: Callable[..., Any]) -> bool:

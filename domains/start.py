@@ -20,15 +20,34 @@ Link = Literal["auto", "socketpair", "zmq"]
 
 
 @overload
-def run(main: Callable[[Environment], Awaitable[T]], *, domains: int | None = None, link: Link = "auto") -> T: ...
+def run(
+    main: Callable[[Environment], Awaitable[T]],
+    *,
+    domains: int | None = None,
+    link: Link = "auto",
+    dump_on_signal: int | None = None,
+) -> T: ...
 @overload
-def run(main: Callable[[], Awaitable[T]], *, domains: int | None = None, link: Link = "auto") -> T: ...
-def run(main: Callable[..., Awaitable[Any]], *, domains: int | None = None, link: Link = "auto") -> Any:
+def run(
+    main: Callable[[], Awaitable[T]],
+    *,
+    domains: int | None = None,
+    link: Link = "auto",
+    dump_on_signal: int | None = None,
+) -> T: ...
+def run(
+    main: Callable[..., Awaitable[Any]],
+    *,
+    domains: int | None = None,
+    link: Link = "auto",
+    dump_on_signal: int | None = None,
+) -> Any:
     """Call `await main(env)`, or `await main()` if it takes no argument, and return its result.
 
     `domains` is how many domains a pool has that does not say; by default `recommended_domain_count()`. `link` is the
     kind of link to them: "auto" takes the fastest. Ctrl-C cancels the program once, and raises KeyboardInterrupt here
-    when it has unwound; a second one ends it at once. Raises RuntimeError inside a running event loop.
+    when it has unwound; a second one ends it at once. `dump_on_signal`, such as `signal.SIGUSR1`, writes what all
+    fibers do to the standard error stream. Raises RuntimeError inside a running event loop.
     """
     if domains is not None and (type(domains) is not int or domains < 1):
         raise ValueError(f"domains must be None or an int of at least 1, but is {domains!r}")
@@ -38,7 +57,7 @@ def run(main: Callable[..., Awaitable[Any]], *, domains: int | None = None, link
     try:
         from domains.program import run_program
 
-        return run_program(main, launcher, domains, link)
+        return run_program(main, launcher, domains, link, dump_on_signal)
     finally:
         if launcher is not None:
             launcher.close()

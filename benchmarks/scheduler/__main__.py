@@ -25,7 +25,7 @@ LINEAR = 1.5
 
 
 def table_of(results: list[Result]) -> Table:
-    table = Table(title="nanoseconds for one operation, best of several rounds", title_justify="left")
+    table = Table(title="nanoseconds of CPU time for one operation, best of several rounds", title_justify="left")
     table.add_column("")
     table.add_column("loop")
     for party in (OURS, "asyncio", "anyio", "trio"):

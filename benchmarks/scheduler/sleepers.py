@@ -53,9 +53,9 @@ async def domains_sleepers(count: int) -> dict[str, float]:
                 switch.fork(sleep, _AN_HOUR)
             await sleep(0.01)
             grown = _resident() - before
-            started = time.perf_counter()
+            started = time.thread_time()
             switch.cancel()
-        cancelled = time.perf_counter() - started
+        cancelled = time.thread_time() - started
         outer.check()
     return {"bytes": grown / count, "cancel_nanoseconds": cancelled / count * 1e9}
 
@@ -65,11 +65,11 @@ async def asyncio_sleepers(count: int) -> dict[str, float]:
     tasks = [asyncio.create_task(asyncio.sleep(_AN_HOUR)) for _ in range(count)]
     await asyncio.sleep(0.01)
     grown = _resident() - before
-    started = time.perf_counter()
+    started = time.thread_time()
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
-    cancelled = time.perf_counter() - started
+    cancelled = time.thread_time() - started
     return {"bytes": grown / count, "cancel_nanoseconds": cancelled / count * 1e9}
 
 

@@ -303,8 +303,7 @@ def test_dumping_changes_nothing(run: Run) -> None:
 def test_a_signal_writes_the_dump_to_standard_error_and_the_program_goes_on() -> None:
     program = """
         import signal, sys
-        from domains import Stream, Switch, fiber, run_in_thread
-        from domains.scheduler.run import run
+        from domains import Stream, Switch, fiber, run, run_in_thread
 
         async def main():
             stream = Stream(1)
