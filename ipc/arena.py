@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from domains.ipc.blocks import whole_pages
 from domains.ipc.frames import byte_view
 from domains.ipc.leases import CELLS, Cells, LeaseState, StaleLease, is_alive
-from domains.ipc.parts import AddressMap, Block, Foreign, Loan, Own
+from domains.ipc.parts import AddressMap, Block, Foreign, Loan, Own, new_block, new_loan
 from domains.ipc.segment_pool import SegmentPool
 from domains.ipc.segments import LOCATION_BYTES, Segment, has_memfd, location_number
 
@@ -148,7 +148,7 @@ class Arena:
                 return None
             own, start = found
             memory = own.memory.part(start, length)
-            own.used.add(Block(memory, own, start, size, self._part_ended))
+            new_block(memory, own, start, size, self._part_ended)
         return pickle.PickleBuffer(memory).raw()
 
     def holds(self, buffer: Any) -> bool:
@@ -267,12 +267,13 @@ class Arena:
 
     def borrow(self, buffers: Iterable[Any]) -> list[Any]:
         """What came over a link, with a view in place of each descriptor, or a LostBuffer."""
-        return [
-            self._borrow(bytes(buffer))
-            if buffer.nbytes == DESCRIPTOR_BYTES and buffer[: len(_MAGIC)] == _MAGIC
-            else buffer
-            for buffer in buffers
-        ]
+        received: list[Any] = []
+        for buffer in buffers:
+            if buffer.nbytes == DESCRIPTOR_BYTES and (descriptor := bytes(buffer)).startswith(_MAGIC):
+                received.append(self._borrow(descriptor))
+            else:
+                received.append(buffer)
+        return received
 
     def _borrow(self, descriptor: bytes) -> Any:
         index, generation, start, length, writable = _LEASE.unpack_from(descriptor, _LEASE_AT)
@@ -284,7 +285,7 @@ class Arena:
                 cells.open(index, generation)
             except (OSError, ValueError, IndexError, OverflowError, StaleLease):
                 return LostBuffer(descriptor)
-            segment.add_loan(Loan(memory, segment, start, length, self._part_ended, cells, index))
+            new_loan(memory, segment, start, length, self._part_ended, cells, index)
         view = pickle.PickleBuffer(memory).raw()
         if writable:
             self.has_shared = True

@@ -65,7 +65,7 @@ class Cells:
         self._states = whole[:CELLS]
         self._generations = whole[_GENERATIONS_AT : _GENERATIONS_AT + 4 * CELLS].cast("I")
         self._borrowers = whole[_BORROWERS_AT:_SIZE_BYTES].cast("Q")
-        self._latest = -1
+        self._latest = CELLS - 1
 
     @classmethod
     def create(cls, *, named: bool) -> Cells:
@@ -85,15 +85,17 @@ class Cells:
 
         Cells are used in turn, so that it takes long until one is used again.
         """
-        for step in range(1, CELLS + 1):
-            index = (self._latest + step) % CELLS
-            if self._states[index] == _FREE:
-                self._latest = index
-                self._borrowers[index] = 0
-                generation = self._bump(index)
-                self._states[index] = _SENT
-                return index, generation
-        return None
+        states = self._states
+        index = (self._latest + 1) % CELLS
+        while states[index] != _FREE:
+            if index == self._latest:
+                return None
+            index = (index + 1) % CELLS
+        self._latest = index
+        self._borrowers[index] = 0
+        generation = self._bump(index)
+        states[index] = _SENT
+        return index, generation
 
     def retract(self, index: int) -> bool:
         """Take back what was sent and will not be opened. False if somebody has opened it all the same."""
@@ -137,13 +139,14 @@ class Cells:
 
     def open(self, index: int, generation: int) -> None:
         """Take a loan that was sent to this process. Raises StaleLease if it was taken back meanwhile."""
-        if self._generations[index] != generation or self._states[index] != _SENT:
+        generations, states = self._generations, self._states
+        if generations[index] != generation or states[index] != _SENT:
             raise StaleLease
         self._borrowers[index] = this_process()
-        self._states[index] = _OPEN
+        states[index] = _OPEN
         _fence()
-        if self._generations[index] != generation:
-            self._states[index] = _RETURNED
+        if generations[index] != generation:
+            states[index] = _RETURNED
             raise StaleLease
 
     def pass_on(self, index: int) -> None:
@@ -164,16 +167,24 @@ def _fence() -> None:
         pass
 
 
-_identity: tuple[int, int] = (0, 0)
+_this_process = 0
 
 
 def this_process() -> int:
     """This process, told apart from any later one with the same number."""
-    global _identity
-    pid = os.getpid()
-    if _identity[0] != pid:
-        _identity = (pid, _identify(pid) or pid)
-    return _identity[1]
+    global _this_process
+    if not _this_process:
+        pid = os.getpid()
+        _this_process = _identify(pid) or pid
+    return _this_process
+
+
+def _forget() -> None:
+    global _this_process
+    _this_process = 0
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def is_alive(process: int) -> bool:

@@ -6,7 +6,6 @@ any moment and in any thread, the part's `on_end` is called, which may do little
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from bisect import bisect_right
@@ -14,44 +13,23 @@ from collections.abc import Callable
 from typing import Any
 
 from domains.ipc.blocks import Blocks
-from domains.ipc.leases import Cells
+from domains.ipc.leases import Cells, this_process
 from domains.ipc.segments import Segment, address_of
 
-__all__ = ["AddressMap", "Block", "Foreign", "Loan", "Own", "Part"]
+__all__ = ["AddressMap", "Block", "Foreign", "Loan", "Own", "new_block", "new_loan"]
 
 
 class Part(weakref.ref[Any]):
-    """Told apart by what it is, not by what it holds."""
+    """Told apart by what it is, not by what it holds. Made by `new_block` and `new_loan`."""
 
-    __slots__ = ("length", "on_end", "pid", "segment", "start")
+    __slots__ = ("length", "on_end", "process", "segment", "start")
     __hash__ = object.__hash__
     __eq__ = object.__eq__
     segment: Own | Foreign
     start: int
     length: int
     on_end: Callable[[Any], None]
-    pid: int
-
-    def __new__(cls, memory: Any, *_: Any) -> Part:
-        return super().__new__(cls, memory, _ended)
-
-    def __init__(
-        self, memory: Any, segment: Own | Foreign, start: int, length: int, on_end: Callable[[Any], None]
-    ) -> None:
-        self.segment = segment
-        self.start = start
-        self.length = length
-        self.on_end = on_end
-        self.pid = os.getpid()
-
-    def covers(self, offset: int) -> bool:
-        return self.start <= offset < self.start + self.length
-
-
-def _ended(part: Any) -> None:
-    # A forked copy of this process has copies of its views, and no say in when they end.
-    if part.pid == os.getpid():
-        part.on_end(part)
+    process: int
 
 
 class Block(Part):
@@ -65,21 +43,46 @@ class Loan(Part):
     """A part of a segment that this process has under a lease. `abandoned`: others may have it for longer."""
 
     __slots__ = ("abandoned", "cells", "index")
+    abandoned: bool
+    cells: Cells
+    index: int
 
-    def __init__(
-        self,
-        memory: Any,
-        segment: Own | Foreign,
-        start: int,
-        length: int,
-        on_end: Callable[[Any], None],
-        cells: Cells,
-        index: int,
-    ) -> None:
-        super().__init__(memory, segment, start, length, on_end)
-        self.cells = cells
-        self.index = index
-        self.abandoned = False
+
+def _ended(part: Any) -> None:
+    # A forked copy of this process has copies of its views, and no say in when they end.
+    if part.process == this_process():
+        part.on_end(part)
+
+
+def new_block(memory: Any, segment: Own, start: int, length: int, on_end: Callable[[Any], None]) -> Block:
+    """A block, known to its segment until `on_end`."""
+    block = Block(memory, _ended)
+    block.segment, block.start, block.length = segment, start, length
+    block.on_end, block.process = on_end, this_process()
+    segment.used.add(block)
+    return block
+
+
+def new_loan(
+    memory: Any,
+    segment: Own | Foreign,
+    start: int,
+    length: int,
+    on_end: Callable[[Any], None],
+    cells: Cells,
+    index: int,
+) -> Loan:
+    """A loan, known to its segment until `on_end`."""
+    loan = Loan(memory, _ended)
+    loan.segment, loan.start, loan.length = segment, start, length
+    loan.on_end, loan.process = on_end, this_process()
+    loan.cells, loan.index, loan.abandoned = cells, index, False
+    same_start = segment.loans.get(start)
+    if same_start is None:
+        segment.loans[start] = {loan}
+    else:
+        same_start.add(loan)
+    return loan
 
 
 class _Mapped:
@@ -92,9 +95,6 @@ class _Mapped:
         self.loans: dict[int, set[Loan]] = {}
         self.idle_since = time.monotonic()
 
-    def add_loan(self, loan: Loan) -> None:
-        self.loans.setdefault(loan.start, set()).add(loan)
-
     def remove_loan(self, loan: Loan) -> None:
         same_start = self.loans[loan.start]
         same_start.discard(loan)
@@ -103,8 +103,11 @@ class _Mapped:
 
     def loans_at(self, offset: int) -> list[Loan]:
         """The loans that this byte belongs to, and perhaps some that ended just now."""
-        candidates = self.loans.get(offset) or {loan for loans in self.loans.values() for loan in loans}
-        return [loan for loan in candidates if loan.covers(offset)]
+        same_start = self.loans.get(offset)
+        if same_start is not None:
+            return list(same_start)
+        every = (loan for loans in self.loans.values() for loan in loans)
+        return [loan for loan in every if loan.start <= offset < loan.start + loan.length]
 
 
 class Own(_Mapped):
@@ -157,10 +160,13 @@ class AddressMap:
 
     def locate(self, buffer: Any) -> tuple[Own | Foreign, int] | None:
         """The segment that a contiguous buffer lies in, and how far from its start."""
+        starts = self._starts
+        if not starts:
+            return None
         address = address_of(buffer)
-        nearest = bisect_right(self._starts, address)
+        nearest = bisect_right(starts, address)
         if not nearest:
             return None
-        segment = self._by_start[self._starts[nearest - 1]]
-        offset = address - segment.memory.start
-        return (segment, offset) if offset < segment.memory.size_bytes else None
+        start = starts[nearest - 1]
+        segment = self._by_start[start]
+        return (segment, address - start) if address - start < segment.memory.size_bytes else None

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import array
 import copyreg
+import functools
 import pickle
+import sys
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from sys import getsizeof
@@ -72,8 +74,13 @@ class Pickling:
 
     def __init__(self, reducers: Mapping[type, Reducer] | None = None, memory: Memory | None = None) -> None:
         self._memory = memory
-        self._reducers: dict[type, Reducer] = {memoryview: _reduce_memoryview, array.array: _reduce_array, **(reducers or {})}
+        self._reducers: dict[type, Reducer] = {
+            memoryview: _reduce_memoryview,
+            array.array: _reduce_array,
+            **(reducers or {}),
+        }
         self._registered: dict[Any, Any] | None = None
+        self._knows_numpy = False
         self._table: dict[type, Reducer] = {}
         # A class of its own, because the C pickler reads the table from there, and only as it is made.
         table = ChainMap(self._reducers, cloudpickle.Pickler.dispatch_table)
@@ -159,10 +166,19 @@ class Pickling:
 
     def _dump(self, value: object, keep: _Keeper | None) -> list[Any]:
         self._begin_attempt()
+        if not self._knows_numpy and "numpy" in sys.modules:
+            self._learn_numpy(sys.modules["numpy"])
         if copyreg.dispatch_table != self._registered:
             self._registered = dict(copyreg.dispatch_table)
             self._table = {**self._registered, **self._reducers}
         return _pieces_of(pickle.Pickler, value, keep, self._table)
+
+    def _learn_numpy(self, numpy: Any) -> None:
+        """Plain arrays travel in half the time that they take by NumPy's own way."""
+        if hasattr(numpy, "ndarray"):  # else it is being imported right now
+            self._knows_numpy = True
+            self._reducers[numpy.ndarray] = functools.partial(_reduce_ndarray, numpy.dtype)
+            self._registered = None
 
     def _dump_by_value(self, value: object, what: str, keep: _Keeper | None) -> list[Any]:
         try:
@@ -255,6 +271,20 @@ def _rebuild_array(typecode: str, buffer: Any) -> array.array[Any]:
     values = array.array(typecode)
     values.frombytes(byte_view(buffer))
     return values
+
+
+def _reduce_ndarray(dtype: Callable[[str], Any], values: Any) -> Any:
+    kind = values.dtype
+    # The one dtype object of its kind, so nothing but the character need be said of it.
+    if kind.kind in "biufc" and dtype(kind.char) is kind and values.flags.c_contiguous:
+        return _rebuild_ndarray, (pickle.PickleBuffer(values), kind.char, values.shape)
+    return values.__reduce_ex__(_PROTOCOL)
+
+
+def _rebuild_ndarray(buffer: Any, kind: str, shape: tuple[int, ...]) -> Any:
+    import numpy
+
+    return numpy.ndarray(shape, kind, buffer)
 
 
 def _hint(error: BaseException) -> str:

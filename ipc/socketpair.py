@@ -22,6 +22,9 @@ _READS_PER_TURN = 16
 _MOST_PIECES = 512
 """How many pieces one sendmsg may take: IOV_MAX is 1024 on Linux and macOS."""
 
+_SMALL_BYTES = 1 << 12
+"""Buffers of no more than this together are copied to go out in one piece, which costs less."""
+
 
 def open_pair() -> tuple[socket.socket, socket.socket]:
     """Two connected stream sockets, the ends of one link."""
@@ -88,8 +91,8 @@ class SocketPairLink(Link):
         views = [byte_view(buffer) for buffer in buffers] if buffers else []
         header = frame_header(envelope, views)
         outgoing = self._outgoing
-        if not outgoing and not views:
-            data = header + envelope
+        if not outgoing and sum(view.nbytes for view in views) <= _SMALL_BYTES:
+            data = b"".join((header, envelope, *views))
             try:
                 sent = self._socket.send(data)
             except (BlockingIOError, InterruptedError):

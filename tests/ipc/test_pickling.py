@@ -562,3 +562,67 @@ def test_nothing_is_kept_between_values(pickling):
     file = io.StringIO()
     refused(pickling, [numpy.zeros(OUT_OF_BAND_BYTES), file, _lock()])
     assert there_and_back(pickling, [1, 2]) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        numpy.arange(12).reshape(3, 4),
+        numpy.arange(12).reshape(3, 4).T,
+        numpy.arange(12)[::2],
+        numpy.array(3.5),
+        numpy.zeros((3, 0)),
+        numpy.array([True, False]),
+        numpy.array([1 + 2j], numpy.complex64),
+        numpy.array([1, 2], ">i4"),
+        numpy.array([1, 2], numpy.longlong),
+        numpy.array(["a", "bc"]),
+        numpy.array([b"a"]),
+        numpy.array(["2020-01-01"], "M8[D]"),
+        numpy.array([(1, 2.0)], [("x", int), ("y", float)]),
+        numpy.array([1, "x", None], object),
+        numpy.array([1.0], numpy.dtype(float, metadata={"unit": "m"})),
+        numpy.ma.masked_array([1, 2], [True, False]),
+        numpy.ones(20_000),
+        numpy.asfortranarray(numpy.ones((200, 100))),
+    ],
+    ids=lambda values: f"{type(values).__name__} {values.dtype} {values.shape}",
+)
+def test_arrays_of_all_kinds_arrive_as_they_are(values):
+    arrived = there_and_back(Pickling(), [values])[0]
+    assert type(arrived) is type(values)
+    assert arrived.dtype == values.dtype
+    assert arrived.dtype.char == values.dtype.char
+    assert arrived.shape == values.shape
+    assert (arrived == values).all()
+
+
+def test_a_small_array_can_be_written_where_it_arrives_unless_it_could_not_be_here():
+    values = numpy.arange(3)
+    assert there_and_back(Pickling(), values).flags.writeable
+    values.flags.writeable = False
+    assert not there_and_back(Pickling(), values).flags.writeable
+
+
+def test_memoryviews_arrive_with_their_format_and_shape():
+    for view in (
+        memoryview(array.array("d", [1.5, 2.5])),
+        memoryview(bytes(range(12))).cast("B", (3, 4)),
+        memoryview(b""),
+        memoryview(bytes(10))[::2],
+        memoryview(numpy.ones((200, 100))),
+    ):
+        arrived = there_and_back(Pickling(), view)
+        assert (arrived.format, arrived.shape) == (view.format, view.shape)
+        assert arrived.tolist() == view.tolist()
+
+
+def test_a_memoryview_that_cannot_be_rebuilt_is_refused():
+    with pytest.raises(NotPicklable, match="format"):
+        Pickling().dumps(memoryview(numpy.zeros(2, ">i4")), "a value")
+
+
+@pytest.mark.parametrize("size", [OUT_OF_BAND_BYTES - 100, OUT_OF_BAND_BYTES, 3 * OUT_OF_BAND_BYTES])
+def test_large_bytes_among_other_things_arrive(size):
+    value = {"x": [b"a" * size, 1, bytearray(b"b" * size)], "y": "c" * size, "z": (b"", {b"d" * size})}
+    assert there_and_back(Pickling(), value) == value

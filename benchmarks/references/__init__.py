@@ -1,0 +1,1 @@
+"""What references and shared memory cost."""
