@@ -9,7 +9,6 @@ A job ends exactly once, and its promise is resolved then.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import enum
 import itertools
@@ -199,5 +198,9 @@ class Job(Generic[T]):
         """Wait until the job has ended, however; cannot be cancelled."""
         with protect():
             while not self.promise.is_resolved:
-                with contextlib.suppress(BaseException):  # how it ended is for those who want its outcome
+                try:
                     await self.promise
+                except GeneratorExit:
+                    raise  # this fiber is thrown away: its loop is gone
+                except BaseException:
+                    continue  # how it ended is for those who want its outcome
