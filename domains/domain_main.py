@@ -74,7 +74,7 @@ async def serve(link: Link, claims: ReceivedClaims, interruptions: Interruptions
                 switch.cancel()
 
             conversation.when_gone(parent_gone)
-            references.converse(conversation, with_parent=True)
+            meetings = references.converse_with_parent(conversation, arena)
             forward_logs(conversation)
             JobRunner(conversation, switch, claims, interruptions, lambda: finish.try_resolve(None))
             conversation.start()
@@ -84,6 +84,7 @@ async def serve(link: Link, claims: ReceivedClaims, interruptions: Interruptions
             finally:
                 # Among the switch's hooks, so that it comes after all that runs in it, however the domain ends.
                 switch.on_release(_say_goodbye, link, gone)
+                switch.on_release(meetings.close)
     finally:
         arena.close()
 

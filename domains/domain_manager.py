@@ -48,6 +48,7 @@ class DomainManager:
         self.references = References(kinds(), switch, self._arena.arena)
         self.pickling = self.references.pickling
         self.catalogue = FunctionCatalogue(self.pickling)
+        self.references.introduce_domains(provider.meeting_place)
         self._provider = provider
         self._numbers = itertools.count(1)
         self._open: set[DomainHandle] = set()

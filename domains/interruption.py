@@ -35,6 +35,7 @@ class Interruptions:
         self._received = received
         self._asked: dict[int, int] = {}  # job -> how often
         self._job = NOBODY
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._raised = 0
         self._loop_was_asked = False
 
@@ -45,6 +46,7 @@ class Interruptions:
     def call(self, job: int, context: contextvars.Context, f: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Call a plain job as if no event loop ran in this thread, so that it may run one of its own."""
         loop = asyncio.get_running_loop()
+        self._loop = loop
         asyncio._set_running_loop(None)
         self._job = job
         try:
@@ -55,6 +57,11 @@ class Interruptions:
             if self._asked:
                 self._raised = 0
                 self._loop_was_asked = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a plain job runs, and waits for other domains while messages are read."""
+        return self._job != NOBODY
 
     def forget(self, job: int) -> None:
         """The message that cancels this job has arrived: the request that came before it has no more use."""
@@ -82,6 +89,8 @@ class Interruptions:
         if frame is None:
             return  # the job is not there yet, or not any more
         loop = asyncio._get_running_loop()
+        if loop is self._loop:
+            return  # in a call of ours that waits for another domain; the signal comes again
         if loop is not None and not self._loop_was_asked:
             self._loop_was_asked = True
             loop.call_soon_threadsafe(_cancel_tasks, loop)

@@ -144,11 +144,13 @@ class JobRunner:
 
     def _cancel(self, message: CancelJob, buffers: Buffers) -> None:
         job = message.job
+        if job in self._running and self._running[job] is None:
+            return  # a plain job that waits for another domain right now: it is interrupted by the signal
         self._interruptions.forget(job)
         reason = unpack_failure(message.reason, buffers, self._pickling)
         if job in self._running:
             scope = self._running[job]
-            assert scope is not None, "while a plain job runs, no message is read"
+            assert scope is not None
             self._conversation.send(CancelHeard(job))
             scope.cancel(reason)
             return
@@ -175,6 +177,9 @@ class JobRunner:
     def pump(self) -> None:
         """Start what may start now; comes back by itself when the loop has had a turn."""
         self._pump_scheduled = False
+        if self._interruptions.is_busy:
+            self._schedule_pump()
+            return
         try:
             self._start_what_may()
         except Exception as error:

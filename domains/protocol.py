@@ -91,11 +91,16 @@ class Introduce(Struct, tag=8, array_like=True):
 
 
 class HoldReference(Struct, tag=9, array_like=True, gc=False):
-    """To an object's home: the sender has a reference to it, from now until it says otherwise."""
+    """To an object's home: the sender has a reference to it, from now until it says otherwise.
+
+    It came by that hold of the issuer's, which the home discharges: nobody else knows when this has arrived.
+    """
 
     to: int
     sender: int
     number: int
+    issuer: int
+    hold: int
 
 
 class DischargeHold(Struct, tag=10, array_like=True, gc=False):
@@ -290,6 +295,42 @@ class LogRecord(Struct, tag=41, array_like=True):
     buffers: int
 
 
+class Seek(Struct, tag=54, array_like=True):
+    """From a domain to its parent: the sender has something to say to that address, and would like a direct link."""
+
+    sender: int
+    address: int
+
+
+class Meet(Struct, tag=55, array_like=True):
+    """From a parent to two of its domains: their link, with the keys that it is secured by, and who waits for whom."""
+
+    address: int
+    name: str
+    endpoint: str
+    binds: bool
+    public: bytes
+    secret: bytes
+    peer_public: bytes
+
+
+class Bound(Struct, tag=57, array_like=True):
+    """From a domain to its parent: it waits at the end of the link that it was told to bind, so the other can connect.
+
+    Or it cannot, and they reach each other by way of the parent.
+    """
+
+    sender: int
+    address: int
+    waits: bool
+
+
+class NoMeeting(Struct, tag=56, array_like=True):
+    """From a parent to its domain: that address is reached by way of the parent."""
+
+    address: int
+
+
 class Ready(Struct, tag=12, array_like=True):
     """From a domain to its parent: it runs, and takes jobs."""
 
@@ -330,6 +371,10 @@ Message = (
     | TellObject
     | ConfigureLogging
     | LogRecord
+    | Seek
+    | Meet
+    | Bound
+    | NoMeeting
     | Ready
     | Finish
 )

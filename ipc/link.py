@@ -105,6 +105,11 @@ class Link(ABC):
         """Whether something can still be sent."""
         return self.state is LinkState.OPEN or self.state is LinkState.NEW
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether something that was sent has not been taken by the transport yet."""
+        return bool(self._batch) or self.pending_bytes > 0
+
     def start(self, receiver: Receiver) -> None:
         """Begin to receive, and to send what was sent before, on the running loop."""
         assert self.state is LinkState.NEW, f"{self!r} was started before"

@@ -59,7 +59,7 @@ class ZeroMQContext:
         self._gate.linger = 0
         self._gate.bind("inproc://zeromq.zap.01")
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._gate.fileno(), self._check_keys)
+        self._loop.add_reader(self._gate.fileno(), self.check_keys)
 
     def socket(self) -> zmq.Socket[bytes]:
         made = self._context.socket(zmq.PAIR)
@@ -76,7 +76,13 @@ class ZeroMQContext:
     def disallow(self, endpoint: bytes) -> None:
         self._allowed.pop(endpoint, None)
 
-    def _check_keys(self) -> None:
+    @property
+    def gate(self) -> int:
+        """The descriptor that tells of somebody at the gate."""
+        return self._gate.fileno()
+
+    def check_keys(self) -> None:
+        """Let in, or turn away, those who are at the gate."""
         gate = self._gate
         while _events(gate) & zmq.POLLIN:
             sender, empty, version, request, domain, _, _, mechanism, *credentials = gate.recv_multipart()
@@ -176,12 +182,13 @@ class ZeroMQLink(Link):
         self._work_soon()
 
     def _descriptors(self) -> list[int]:
-        return self._readers
+        return [*self._readers, self._context.gate]
 
     def _is_ready(self) -> bool:
         return bool(_events(self._socket) & zmq.POLLIN or _events(self._monitor) & zmq.POLLIN)
 
     def _turn(self) -> None:
+        self._context.check_keys()
         self._work()
         self._hear_monitor()
 
@@ -271,6 +278,12 @@ class ZeroMQLink(Link):
         if descriptor not in self._connections:
             self._settle(_SETTLING_SECONDS)
 
+    def expect_end(self) -> None:
+        """The peer's process has ended, somebody says: hear what it has said, then its end."""
+        self._hear_monitor()
+        # The disconnection follows, behind what was sent, if there ever was a connection.
+        self._settle(10 * _SETTLING_SECONDS if self._connected else _SETTLING_SECONDS)
+
     def _lifeline_ended(self) -> None:
         assert self._lifeline is not None
         with contextlib.suppress(OSError):
@@ -278,9 +291,7 @@ class ZeroMQLink(Link):
                 return
         self._loop.remove_reader(self._lifeline.fileno())
         self._readers.remove(self._lifeline.fileno())
-        self._hear_monitor()
-        # The disconnection follows, behind what was sent, if there ever was a connection.
-        self._settle(10 * _SETTLING_SECONDS if self._connected else _SETTLING_SECONDS)
+        self.expect_end()
 
     def _settle(self, seconds: float) -> None:
         if self.state is LinkState.GONE:

@@ -98,13 +98,11 @@ class ZeroMQKind(LinkKind):
         from domains.ipc.keys import new_key_pair
         from domains.ipc.zeromq import ZeroMQLink
 
-        address = f"ipc://{self._open_directory()}/{next(self._numbers)}"
+        address = self.new_address()
         server, client = new_key_pair(), new_key_pair()
         ours, theirs = socket.socketpair()
         try:
-            link = ZeroMQLink.bind(
-                codec, f"domain {peer!r}", self._open_context(), address, server, client.public, ours
-            )
+            link = ZeroMQLink.bind(codec, f"domain {peer!r}", self.open_context(), address, server, client.public, ours)
         except BaseException:
             ours.close()
             theirs.close()
@@ -120,7 +118,7 @@ class ZeroMQKind(LinkKind):
         return ZeroMQLink.connect(
             codec,
             "the parent",
-            self._open_context(),
+            self.open_context(),
             invitation.address,
             invitation.server_public,
             KeyPair(invitation.client_public, invitation.client_secret),
@@ -138,7 +136,12 @@ class ZeroMQKind(LinkKind):
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
 
-    def _open_context(self) -> ZeroMQContext:
+    def new_address(self) -> str:
+        """Where one more link can be bound."""
+        return f"ipc://{self._open_directory()}/{next(self._numbers)}"
+
+    def open_context(self) -> ZeroMQContext:
+        """What the links of this process share; made when it is first needed."""
         from domains.ipc.zeromq import ZeroMQContext
 
         if self._context is None:

@@ -26,7 +26,7 @@ from domains.launcher.control import (
     Signal,
     Started,
 )
-from domains.launcher.links import LinkKind
+from domains.launcher.links import LinkKind, ZeroMQKind
 from domains.launcher.provider import DomainProcess, Ending, Provider
 from domains.launcher.warm import LauncherProcess
 from domains.scheduler.cancel import move_on_after, protect
@@ -143,6 +143,8 @@ class LocalProvider(Provider):
     def __init__(self, kind: LinkKind, launcher: LauncherProcess | None = None) -> None:
         self._kind = kind
         self._launcher = launcher
+        self._meetings = kind if isinstance(kind, ZeroMQKind) else ZeroMQKind()
+        self._remains = kind.remains()  # what the launcher is to remove
         self._connection: _LauncherConnection | None = None
 
     def launch(self, domain: int, name: str, codec: Codec, descriptors: Mapping[str, int]) -> DomainProcess:
@@ -172,7 +174,7 @@ class LocalProvider(Provider):
 
     def _connect(self) -> _LauncherConnection:
         if self._connection is None or self._connection.gone:
-            paths = self._kind.remains()
+            paths = self._remains
             launcher, self._launcher = self._launcher, None
             try:
                 self._connection = _LauncherConnection(launcher or LauncherProcess())
@@ -181,6 +183,13 @@ class LocalProvider(Provider):
             if paths:
                 self._connection.send(Remove(paths))
         return self._connection
+
+    def meeting_place(self) -> str | None:
+        address = self._meetings.new_address()
+        if not self._remains:
+            self._remains = self._meetings.remains()
+            self._connect().send(Remove(self._remains))
+        return address
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -193,3 +202,4 @@ class LocalProvider(Provider):
                     connection.process.kill()
                     await connection.ended
         self._kind.close()
+        self._meetings.close()

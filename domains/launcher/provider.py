@@ -57,6 +57,10 @@ class Provider(ABC):
         is possible.
         """
 
+    def meeting_place(self) -> str | None:
+        """An address at which two of its domains can open a link between them; None where there is none."""
+        return None
+
     @abstractmethod
     async def close(self) -> None:
         """Release everything; domains that still live are killed."""

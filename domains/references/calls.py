@@ -16,6 +16,7 @@ import itertools
 import logging
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from domains.conversation import Buffers, Conversation
@@ -187,9 +188,7 @@ class Calls:
         return call
 
     def ask(self, target: RemoteObject, operation: str, args: tuple[Any, ...]) -> Any:
-        """Call, and let this whole domain wait. Raises RuntimeError in a plain job, which keeps the loop from turning."""
-        if asyncio._get_running_loop() is None:
-            raise RuntimeError(f"{operation} of {target!r} asks its home: make the job that calls it `async`")
+        """Call, and let this whole domain wait for the answer, which a plain job can do as well."""
         call = self.begin(target, operation, args)
         while call.result is None:
             self._references.pump(call.home)
@@ -229,7 +228,7 @@ class Calls:
         for number, call in list(self._pending.items()):
             if call.home == home:
                 del self._pending[number]
-                call.answered(Raised(error, None))
+                call.answered(Raised(copy(error), None))
 
     # At home
 

@@ -21,19 +21,25 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from domains.conversation import Buffers, Conversation
-from domains.errors import Cancelled, DomainDied, DomainsError
+from domains.errors import Cancelled, ConnectionLost, DomainDied, DomainsError
 from domains.failures import pack_failure, unpack_failure
 from domains.identity import current
+from domains.ipc.carrier import ArenaUse
 from domains.ipc.link import wait_for
 from domains.ipc.pickling import Memory, Payload, Pickling
 from domains.protocol import DischargeHold, HoldReference, HomeGone, Introduce, ReleaseReference
 from domains.references.calls import Calls, Withdraw
+from domains.references.meetings import Introductions, Meetings
 from domains.scheduler.switch import Switch
 from domains.variables import reduce_variable
+
+_VERDICT_SECONDS = 2.0
+"""How soon a parent says that a domain has died; a direct link that broke without that is a fault."""
 
 
 class Reference(Protocol):
@@ -109,7 +115,13 @@ class References:
         self._latest_hold = 0
         self._sent: dict[Conversation, set[int]] = {}
         self._routes: dict[int, Conversation] = {}
+        self._children: dict[int, Conversation] = {}
         self._parent: Conversation | None = None
+        self._seeking: dict[int, list[tuple[Any, Any, Iterable[int]]]] = {}  # what waits for a direct link
+        self._unreachable: dict[int, DomainsError] = {}
+        self._ending: dict[Conversation, DomainsError] = {}  # direct links whose peer has died
+        self._introductions: Introductions | None = None
+        self._meetings: Meetings | None = None
         self.when_domain_gone: list[Callable[[int, DomainsError], None]] = []
         """Called with the address of each domain that has ended, and how."""
         self._loop = asyncio.get_running_loop()
@@ -117,10 +129,21 @@ class References:
 
     # Who is where
 
-    def converse(self, conversation: Conversation, *, with_parent: bool = False) -> None:
+    def introduce_domains(self, new_address: Callable[[], str | None]) -> None:
+        """As a parent: bring together those children that have something to say to each other."""
+        self._introductions = Introductions(self, new_address)
+
+    def converse_with_parent(self, conversation: Conversation, arena: ArenaUse) -> Meetings:
+        """Take part in the conversation with the parent; others are met with its help. Whoever calls closes these."""
+        self._parent = conversation
+        self._meetings = Meetings(self, conversation, arena)
+        self.converse(conversation)
+        return self._meetings
+
+    def converse(self, conversation: Conversation) -> None:
         """Take part in a conversation that has not started."""
-        if with_parent:
-            self._parent = conversation
+        if self._introductions is not None:
+            self._introductions.converse(conversation)
         self._sent[conversation] = set()
         conversation.handle(Introduce, lambda message, _: self._introduced(conversation, message))
         self.handle(conversation, HoldReference, self._hold)
@@ -137,7 +160,7 @@ class References:
         """Have messages of this type that are for this domain handled; others are passed on."""
 
         def receive(message: Any, buffers: Buffers) -> None:
-            self._routes[message.sender] = conversation
+            self._routes.setdefault(message.sender, conversation)
             if message.to == self.address:
                 handler(message, buffers)
             else:
@@ -150,9 +173,14 @@ class References:
         if threading.get_ident() != self._thread:
             self._loop.call_soon_threadsafe(self.send, message, buffers, holds)
             return
-        conversation = self._routes.get(message.to, self._parent)
+        conversation = self._routes.get(message.to)
+        if conversation is None and self._meetings is not None and message.to not in self._unreachable:
+            self._seek(message, buffers, holds)
+            return
         if conversation is None or not conversation.link.is_open:
             self.discharge(holds)
+            if isinstance(message, HoldReference):
+                self._send_discharge(message.issuer, message.hold)
             if not isinstance(message, HomeGone | ReleaseReference | DischargeHold):
                 self._answer_gone(message)
             return
@@ -162,14 +190,74 @@ class References:
         if asyncio._get_running_loop() is None:
             conversation.link.flush()  # a plain job keeps the loop from its turn, and others should not wait for that
 
+    def _seek(self, message: Any, buffers: Any, holds: Iterable[int]) -> None:
+        assert self._meetings is not None
+        waiting = self._seeking.get(message.to)
+        if waiting is None:
+            waiting = self._seeking[message.to] = []
+            self._meetings.seek(message.to)
+        waiting.append((message, buffers, holds))
+        if asyncio._get_running_loop() is None:
+            self._push(message.to)
+
+    def _push(self, address: int) -> None:
+        """In a plain job, which may last: see that what waits for this address is on its way."""
+        while address in self._seeking:
+            self.pump(address)
+        route = self._routes.get(address)
+        while route is not None and route.link.is_open and route.link.has_unsent:
+            self.pump(address)
+
+    def routed(self, address: int, conversation: Conversation) -> None:
+        """From now on what is for this address goes there, and first what has waited for that."""
+        self._routes[address] = conversation
+        for waiting in self._seeking.pop(address, ()):
+            self.send(*waiting)
+
+    def child(self, address: int) -> Conversation | None:
+        """The conversation with the child of this domain that has this address."""
+        conversation = self._children.get(address)
+        return conversation if conversation is not None and conversation.link.is_open else None
+
     def _introduced(self, conversation: Conversation, message: Introduce) -> None:
-        self._routes[message.address] = conversation
+        self._routes[message.address] = self._children[message.address] = conversation
+
+    def direct_link_gone(self, conversation: Conversation, reason: ConnectionLost | None) -> None:
+        """A direct link has ended: because its peer has died or is about to end, which the parent says, or by a fault.
+
+        What is for the peer waits until that is known.
+        """
+        error = self._ending.pop(conversation, None)
+        for address in [address for address, route in self._routes.items() if route is conversation]:
+            del self._routes[address]
+            if error is not None:
+                self._gone(address, error)
+            else:
+                self._seeking[address] = []
+                lost = reason or ConnectionLost(f"{conversation.peer} has said goodbye")
+                self._loop.call_later(_VERDICT_SECONDS, self._lost, address, lost)
+
+    def _lost(self, address: int, error: ConnectionLost) -> None:
+        if address not in self._unreachable:
+            self._gone(address, error)
+
+    def _gone(self, address: int, error: DomainsError) -> None:
+        """Nothing comes from that address any more, nor goes there."""
+        self._routes.pop(address, None)
+        self._unreachable[address] = error
+        for waiting in self._seeking.pop(address, ()):
+            self.send(*waiting)
+        self._forget_holder(address, error)
+        self._fail_references(address, error)
 
     def domain_ended(self, conversation: Conversation, error: DomainsError) -> None:
         """The domain at the other end, a child of this one, has ended: tell whoever depends on its objects."""
         gone = [address for address, route in self._routes.items() if route is conversation]
         for address in gone:
             del self._routes[address]
+            self._children.pop(address, None)
+            if self._introductions is not None:
+                self._introductions.forget(address)
         others = [(address, route) for address, route in self._routes.items() if route is not self._parent]
         for address in gone:
             self._forget_holder(address, error)
@@ -178,7 +266,8 @@ class References:
                 self._tell_gone(other, address, error)
 
     def _answer_gone(self, message: Any) -> None:
-        error = DomainDied("that an object had its home in", what="or cannot be reached any more")
+        gone = DomainDied("that an object had its home in", what="or cannot be reached any more")
+        error = self._unreachable.get(message.to, gone)
         if message.sender == self.address:
             self._loop.call_soon(self._fail_references, message.to, error)
         else:
@@ -191,15 +280,23 @@ class References:
     def _home_gone(self, message: HomeGone, buffers: Buffers) -> None:
         error = unpack_failure(message.data, buffers, self.pickling)
         assert isinstance(error, DomainsError)
-        self._forget_holder(message.home, error)
-        self._fail_references(message.home, error)
+        route = self._routes.get(message.home)
+        if self._meetings is not None and route is not None and route is not self._parent:
+            self._ending[route] = error  # what it has said before is still on its way
+            self._meetings.expect_end(route)
+            return
+        self._gone(message.home, error)
 
     def _fail_references(self, home: int, error: DomainsError) -> None:
         for (address, _), found in list(self._imports.items()):
             reference = found() if address == home else None
             if reference is not None:
-                reference.home_gone(error)
+                reference.home_gone(copy(error))  # each raises its own: a shared one would keep all their frames
         self.calls.home_gone(home, error)
+        # Nobody is left to say that these have arrived.
+        self.discharge(
+            [hold for hold, (target, export) in self._holds.items() if export is None and target.home == home]
+        )
 
     def pump(self, home: int) -> None:
         """Let this domain wait, in the middle of a fiber's turn, until something has arrived, and handle that.
@@ -208,8 +305,14 @@ class References:
         """
         route = self._routes.get(home, self._parent)
         if route is None or not route.link.is_open:
-            raise DomainDied("that an object had its home in", what="or cannot be reached any more")
-        wait_for([conversation.link for conversation in self._sent])
+            gone = DomainDied("that an object had its home in", what="or cannot be reached any more")
+            raise copy(self._unreachable.get(home, gone))
+        running = asyncio._get_running_loop()
+        asyncio._set_running_loop(self._loop)  # in a plain job none is said to run
+        try:
+            wait_for([conversation.link for conversation in self._sent])
+        finally:
+            asyncio._set_running_loop(running)
 
     # Pickling
 
@@ -274,8 +377,9 @@ class References:
             reference = self.kinds[name].make_reference(self, home, number, label)
             reference.home_name = home_name
             self._imports[home, number] = weakref.ref(reference, self._dropper(home, number))
-            self.send(HoldReference(home, self.address, number))
-        self._send_discharge(issuer, hold)
+            self.send(HoldReference(home, self.address, number, issuer, hold))
+        else:
+            self._send_discharge(issuer, hold)
         return reference
 
     def reference(self, home: int, number: int) -> Any:
@@ -320,6 +424,7 @@ class References:
         export = self.exports.get(message.number)
         if export is not None:
             export.holders.add(message.sender)
+        self._send_discharge(message.issuer, message.hold)
 
     def _discharged(self, message: DischargeHold, _: Buffers) -> None:
         for holds in self._sent.values():

@@ -1,0 +1,143 @@
+"""Direct links between domains that share a parent, over ZeroMQ, made when the first message is to go that way.
+
+The parent brings two domains together once: it makes the keys and the address, in its private directory, and sends each
+its half over the link that only they two have. Until then what is to go there waits, so that between two domains all
+messages take one way. Whom the parent does not know as its own child is reached by way of the parent for good.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from domains.conversation import Conversation
+from domains.errors import ConnectionLost, DomainUnavailable
+from domains.launcher.links import ZeroMQKind
+from domains.protocol import Bound, Meet, NoMeeting, ProtocolCodec, Seek
+from domains.scheduler.cancel import move_on_after
+from domains.scheduler.promise import Promise, Resolver
+
+if TYPE_CHECKING:
+    from domains.ipc.carrier import ArenaUse
+    from domains.ipc.zeromq import ZeroMQLink
+    from domains.references.registry import References
+
+_log = logging.getLogger("domains")
+
+_PARTING_SECONDS = 0.5
+"""How long a domain that ends waits for the others to take what it has said last."""
+
+
+class Introductions:
+    """The parent's side: who has met whom."""
+
+    def __init__(self, references: References, new_address: Callable[[], str | None]) -> None:
+        self._references = references
+        self._new_address = new_address
+        self._met: set[frozenset[int]] = set()
+        self._invitations: dict[tuple[int, int], Meet] = {}  # for whom, to connect to what whom binds
+
+    def converse(self, conversation: Conversation) -> None:
+        conversation.handle(Seek, lambda message, _: self._sought(conversation, message))
+        conversation.handle(Bound, lambda message, _: self._bound(conversation, message))
+
+    def _sought(self, conversation: Conversation, message: Seek) -> None:
+        one, other = message.sender, message.address
+        pair = frozenset((one, other))
+        if pair in self._met:
+            return  # they sought each other at the same time
+        there = self._references.child(other)
+        address = None if there is None else self._new_address()
+        if there is None or address is None:
+            conversation.send(NoMeeting(other))
+            return
+        from domains.ipc.keys import new_key_pair  # imports ZeroMQ, which most programs do not need
+
+        self._met.add(pair)
+        server, client = new_key_pair(), new_key_pair()
+        self._invitations[other, one] = Meet(
+            one, conversation.peer, address, False, client.public, client.secret, server.public
+        )
+        conversation.send(Meet(other, there.peer, address, True, server.public, server.secret, client.public))
+
+    def _bound(self, conversation: Conversation, message: Bound) -> None:
+        invitation = self._invitations.pop((message.address, message.sender), None)
+        there = self._references.child(message.address)
+        if invitation is not None and there is not None:
+            there.send(invitation if message.waits else NoMeeting(message.sender))
+        if not message.waits:
+            conversation.send(NoMeeting(message.address))
+
+    def forget(self, address: int) -> None:
+        """That domain has ended."""
+        self._met = {pair for pair in self._met if address not in pair}
+        self._invitations = {pair: kept for pair, kept in self._invitations.items() if address not in pair}
+
+
+class Meetings:
+    """A domain's side: its direct links."""
+
+    def __init__(self, references: References, parent: Conversation, arena: ArenaUse) -> None:
+        self._references = references
+        self._parent = parent
+        self._arena = arena
+        self._kind = ZeroMQKind()
+        self._links: dict[ZeroMQLink, tuple[Promise[None], Resolver[None]]] = {}
+        parent.handle(Meet, lambda message, _: self._meet(message))
+        parent.handle(NoMeeting, lambda message, _: references.routed(message.address, parent))
+
+    def seek(self, address: int) -> None:
+        """Ask for a direct link."""
+        self._parent.send(Seek(self._references.address, address))
+
+    def _meet(self, message: Meet) -> None:
+        from domains.ipc.keys import KeyPair
+        from domains.ipc.zeromq import ZeroMQLink
+
+        references = self._references
+        ours = KeyPair(message.public, message.secret)
+        context = self._kind.open_context()
+        where = ProtocolCodec(), message.name, context, message.endpoint
+        if message.binds:
+            try:
+                link = ZeroMQLink.bind(*where, ours, message.peer_public)
+            except DomainUnavailable as error:
+                _log.warning("%s; they reach each other by way of their parent", error)
+                self._parent.send(Bound(references.address, message.address, False))
+                return
+            self._parent.send(Bound(references.address, message.address, True))
+        else:
+            link = ZeroMQLink.connect(*where, message.peer_public, ours)
+        link.carrier = self._arena.carrier()
+        conversation = Conversation(link, references.pickling, message.name)
+        references.converse(conversation)
+        self._links[link] = Promise[None].create(f"the end of the link to {message.name}")
+
+        def gone(reason: ConnectionLost | None) -> None:
+            self._links.pop(link)[1].resolve(None)
+            references.direct_link_gone(conversation, reason)
+
+        conversation.when_gone(gone)
+        conversation.start()
+        references.routed(message.address, conversation)
+
+    def expect_end(self, conversation: Conversation) -> None:
+        """The domain at the other end has died: what it has said is still heard."""
+        for link in self._links:
+            if link is conversation.link:
+                link.expect_end()
+
+    async def close(self) -> None:
+        """Say goodbye to everybody."""
+        for link in list(self._links):
+            link.close()
+        with move_on_after(_PARTING_SECONDS):
+            for ended, _ in list(self._links.values()):
+                await ended
+        left = list(self._links.items())
+        for link, _ in left:
+            link.abort(None)
+        for _, (ended, _) in left:
+            await ended
+        self._kind.close()

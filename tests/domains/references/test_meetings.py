@@ -1,0 +1,145 @@
+"""Domains that share a parent talk directly, over a link of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from domains import Condition, DomainDied, Promise, Resolver, Stream, Switch
+
+from .remote import in_pool, turns
+
+
+async def make_stream_and_echo(streams: Resolver[Any]) -> None:
+    """Hands out two streams that have their home here, and sends back what comes on one over the other."""
+    there: Stream[int] = Stream(0)
+    back: Stream[int] = Stream(0)
+    streams.resolve((there, back))
+    async for item in there:
+        await back.add(item)
+
+
+async def talk(streams: Promise[Any], ready: Resolver[None], writing: int, reading: int) -> int:
+    """Talks to the other domain: once to meet it, and then while the parent cannot do anything."""
+    there, back = await streams
+    await there.add(0)
+    total = await back.take()
+    ready.resolve(None)
+    await turns()
+    os.read(reading, 1)  # the parent is about to block
+    for number in range(100):
+        await there.add(number)
+        total += await back.take()
+    there.close()
+    os.write(writing, b"d")
+    return total
+
+
+def test_two_domains_talk_while_their_parent_is_busy(link: str) -> None:
+    async def main(pool: Any) -> int:
+        from_here, to_here = os.pipe()
+        from_there, to_there = os.pipe()
+        streams: Promise[Any]
+        ready: Promise[None]
+        streams, resolve_streams = Promise.create("streams")
+        ready, resolve_ready = Promise.create("ready")
+        pid = os.getpid()
+
+        async def talk_by_pipes(streams: Promise[Any], ready: Resolver[None]) -> int:
+            writing = os.open(f"/proc/{pid}/fd/{to_here}", os.O_WRONLY)
+            reading = os.open(f"/proc/{pid}/fd/{from_there}", os.O_RDONLY)
+            try:
+                return await talk(streams, ready, writing, reading)
+            finally:
+                os.close(writing)
+                os.close(reading)
+
+        try:
+            async with Switch() as switch:
+                pool.submit_fork(switch, make_stream_and_echo, resolve_streams, weight=1.0)
+                talking = pool.submit_fork(switch, talk_by_pipes, streams, resolve_ready, weight=1.0)
+                await ready
+                os.write(to_there, b"g")
+                os.read(from_here, 1)  # blocks the loop, and with it whatever goes by way of the parent
+                return await talking
+        finally:
+            for descriptor in (from_here, to_here, from_there, to_there):
+                os.close(descriptor)
+
+    assert in_pool(main, link, 2) == sum(range(100))
+
+
+async def serve_for_ever(streams: Resolver[Any]) -> None:
+    stream: Stream[int] = Stream(0)
+    streams.resolve((stream, os.getpid()))
+    await Promise.create("never")[0]
+
+
+async def wait_for_the_dead(streams: Promise[Any], condition: Condition) -> list[str]:
+    stream, pid = await streams
+    seen: list[str] = []
+    async with Switch() as switch:
+        waiting = [switch.fork_promise(stream.add, 1), switch.fork_promise(stream.take)]
+        os.kill(pid, signal.SIGKILL)
+        for promise in waiting:
+            try:
+                await promise
+            except DomainDied as error:
+                seen.append(str(error.signal))
+    try:
+        await stream.take()
+    except DomainDied as error:
+        seen.append(str(error.signal))
+    return seen
+
+
+def test_the_death_of_a_sibling_ends_every_wait_for_it(link: str) -> None:  # S37
+    async def main(pool: Any) -> list[str]:
+        streams: Promise[Any]
+        streams, resolve = Promise.create("streams")
+        async with pool._manager.spawn("served") as served, Switch() as switch:
+            dying = switch.fork_promise(served.call, serve_for_ever, resolve)
+            seen: list[str] = await pool.submit(wait_for_the_dead, streams, Condition(), weight=1.0)
+            with pytest.raises(DomainDied):
+                await dying
+        return seen
+
+    seen = in_pool(main, link)
+    assert seen[0] == seen[-1] == str(int(signal.SIGKILL))
+
+
+def resolve_and_block(resolvers: Any, reading: int, pid: int) -> None:
+    """A plain job: what it says is heard while it still runs."""
+    resolvers.resolve("said")
+    descriptor = os.open(f"/proc/{pid}/fd/{reading}", os.O_RDONLY)
+    os.read(descriptor, 1)
+    os.close(descriptor)
+
+
+def test_a_plain_job_meets_a_sibling_and_is_heard_before_it_ends(link: str) -> None:
+    async def listen(hand_out: Resolver[Any]) -> str:
+        promise: Promise[str]
+        promise, resolver = Promise.create("word")
+        hand_out.resolve(resolver)
+        return await promise
+
+    async def main(pool: Any) -> str:
+        reading, writing = os.pipe()
+        handed: Promise[Any]
+        handed, hand_out = Promise.create("resolver")
+        try:
+            async with Switch() as switch:
+                listening = pool.submit_fork(switch, listen, hand_out, weight=1.0)
+                resolver = await handed
+                pool.submit_fork(switch, resolve_and_block, resolver, reading, os.getpid(), weight=1.0)
+                heard = await listening
+                os.write(writing, b"g")
+            return heard
+        finally:
+            os.close(reading)
+            os.close(writing)
+
+    assert in_pool(main, link, 2) == "said"
