@@ -83,15 +83,19 @@ class Fiber:
 
     @property
     def foreign_cancels(self) -> int:
-        """How many `task.cancel()` of somebody else stand."""
-        return self.task().cancelling() - self.delivered
+        """How many `task.cancel()` of somebody else stand, without those that are yet to be raised again."""
+        standing = self.task().cancelling() - self.delivered
+        return max(0, standing - _postponed.get(self, 0)) if _postponed else standing
 
     def cancel_again(self, error: CancelledError) -> None:
         """Somebody's `task.cancel()` came when an operation had completed, which goes first: raise it after that.
 
         At the next wait; unless by then it has been taken back, as by an `asyncio.timeout` that was left.
         """
-        asyncio.get_running_loop().call_soon(_cancel_again, self, self.task(), self.foreign_cancels, error.args[:1])
+        task = self.task()
+        _postponed[self] = _postponed.get(self, 0) + 1
+        standing = task.cancelling() - self.delivered
+        asyncio.get_running_loop().call_soon(_cancel_again, self, task, standing, error.args[:1])
 
     def enter(self, context: Context) -> None:
         """Move to a context directly below."""
@@ -270,11 +274,15 @@ def _tell_in_foreign_code(fiber: Fiber, patient: bool) -> None:
 
 
 def _cancel_again(fiber: Fiber, task: asyncio.Task[Any], standing: int, message: tuple[Any, ...]) -> None:
-    if not task.done() and fiber.foreign_cancels >= standing:
+    others = _postponed.pop(fiber) - 1
+    if others:
+        _postponed[fiber] = others
+    if not task.done() and task.cancelling() - fiber.delivered >= standing:
         task.uncancel()
         task.cancel(*message)
 
 
+_postponed: dict[Fiber, int] = {}  # until the next turn of their loop
 _roots: weakref.WeakSet[Context] = weakref.WeakSet()
 _foreign: weakref.WeakKeyDictionary[asyncio.Task[Any], _ForeignFiber] = weakref.WeakKeyDictionary()
 

@@ -665,6 +665,34 @@ def test_an_operation_that_has_completed_beside_asyncios_timeout_leaves_no_cance
     run(main)
 
 
+def test_a_foreign_cancel_that_waits_to_be_raised_again_is_no_old_one(run: Run) -> None:  # S7 S9 S30
+    async def main() -> None:
+        for scope in (CancelScope(), None):
+            stream: Stream[int] = Stream(1)
+            got: list[int] = []
+
+            async def plain() -> None:
+                got.append(await stream.take())  # noqa: B023 - and now the cancel is yet to come
+                if scope is None:  # noqa: B023
+                    got.extend(await fiber.n_any([lambda: 2]))  # noqa: B023
+                else:
+                    with scope:  # noqa: B023
+                        scope.cancel()  # noqa: B023
+                        await asyncio.sleep(1000)
+                await asyncio.sleep(1000)
+
+            task = asyncio.ensure_future(plain())
+            await turns()
+            stream.add_nonblocking(1)
+            task.cancel()
+            with pytest.raises(CancelledError):
+                async with asyncio.timeout(10):
+                    await task
+            assert got == ([1, 2] if scope is None else [1])
+
+    run(main)
+
+
 def test_a_task_group_around_ours_and_inside_ours(run: Run) -> None:  # S30
     async def fail() -> None:
         await asyncio.sleep(0)

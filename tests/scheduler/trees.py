@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import sys
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -31,8 +32,16 @@ class Broken(Exception):
 class Place:
     """What the model knows of one context."""
 
-    def __init__(self, parent: Place | None, *, protected: bool = False, deadline: float = math.inf) -> None:
+    def __init__(
+        self,
+        parent: Place | None,
+        *,
+        owner: FiberRecord | None = None,
+        protected: bool = False,
+        deadline: float = math.inf,
+    ) -> None:
         self.parent = parent
+        self.owner = owner  # who waits for all in here, and cancels it where somebody calls his task.cancel()
         self.protected = protected
         self.deadline = deadline
         self.cancelled_by_event: int | None = None
@@ -56,7 +65,11 @@ class Place:
 
     def may_be_cancelled(self, now: float) -> bool:
         return any(
-            place.cancelled_by_event is not None or place.deadline <= now or place.is_ending for place in self.path()
+            place.cancelled_by_event is not None
+            or place.deadline <= now
+            or place.is_ending
+            or (place.owner is not None and place.owner.foreign_cancels)
+            for place in self.path()
         )
 
     def can_be_cancelled(self) -> bool:
@@ -82,8 +95,7 @@ class World:
         self.promises: list[tuple[Promise[None], Resolver[None]]] = [Promise[None].create() for _ in range(PROMISES)]
         self.resolved_at: dict[int, int] = {}
         self.waiting: dict[object, str] = {}
-        self.completed = 0
-        self.cancelled = 0
+        self.violations: list[str] = []
 
     def tick(self) -> int:
         self.event += 1
@@ -91,6 +103,19 @@ class World:
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
+
+    def require(self, is_so: object, otherwise: str) -> None:
+        """Remember a violation: raised here, it would be one more failure that the program handles."""
+        if not is_so:
+            frame = sys._getframe(1)
+            self.violations.append(f"{otherwise} (line {frame.f_lineno})")
+
+    def require_expected(self, error: BaseException) -> None:
+        if isinstance(error, BaseExceptionGroup):
+            for one in error.exceptions:
+                self.require_expected(one)
+        else:
+            self.require(isinstance(error, Broken | TimeoutError | CancelledError), f"{error!r} was raised")
 
     # What happens
 
@@ -128,8 +153,7 @@ class World:
         try:
             await f()
         except Cancelled:
-            self.cancelled += 1
-            assert place.may_be_cancelled(self.now()), "nobody had cancelled it"
+            self.require(place.may_be_cancelled(self.now()), "nobody had cancelled it")
             if promise is not None and not was_resolved and not was_cancelled:
                 cancelled_at, resolved_at = place.cancelled_at(), self.resolved_at.get(promise)
                 if (
@@ -137,24 +161,23 @@ class World:
                     and cancelled_at is not None
                     and not any(one.deadline <= self.now() or one.is_ending for one in place.path())
                 ):
-                    assert cancelled_at < resolved_at, "it was resolved before it was cancelled"
+                    self.require(cancelled_at < resolved_at, "it was resolved before it was cancelled")
             raise
         except CancelledError:
-            self.cancelled += 1
-            assert record.foreign_cancels, "nobody had called task.cancel()"
+            self.require(record.foreign_cancels, "nobody had called task.cancel()")
             if promise is not None and not was_resolved and record.foreign_cancels[0] > begun:
                 resolved_at = self.resolved_at.get(promise, math.inf)
-                assert record.foreign_cancels[0] < resolved_at, "it was resolved before task.cancel() was called"
+                self.require(record.foreign_cancels[0] < resolved_at, "it was resolved before task.cancel() was called")
             raise
         else:
-            self.completed += 1
-            assert not was_cancelled, "it was completed in a context that had been cancelled before it began"
+            self.require(not was_cancelled, "it was completed in a context that had been cancelled before it began")
             if promise is not None and not was_resolved:
                 cancelled_at = place.cancelled_at()
-                assert cancelled_at is None or cancelled_at < begun or self.resolved_at[promise] < cancelled_at
+                is_first = cancelled_at is None or self.resolved_at[promise] < cancelled_at
+                self.require(is_first, "it was cancelled before it was resolved")
         finally:
             del self.waiting[token]
-            assert not any(one.has_ended for one in place.path()), "it ran on after its switch had ended"
+            self.require(not any(one.has_ended for one in place.path()), "it ran on after its switch had ended")
 
     async def operate_foreign(self, seconds: float, place: Place, record: FiberRecord) -> None:
         token = object()
@@ -162,7 +185,7 @@ class World:
         try:
             await asyncio.sleep(seconds)
         except CancelledError:
-            assert record.foreign_cancels or place.may_be_cancelled(self.now()), "nobody had cancelled it"
+            self.require(record.foreign_cancels or place.may_be_cancelled(self.now()), "nobody had cancelled it")
             raise
         finally:
             del self.waiting[token]
@@ -203,8 +226,10 @@ class World:
             await self.run(nodes, place, record)
 
     async def handle(self, place: Place, record: FiberRecord, nodes: list[Node]) -> None:
-        with contextlib.suppress(Exception):
+        try:
             await self.run(nodes, place, record)
+        except Exception as error:
+            self.require_expected(error)
 
     async def clean_up(self, place: Place, record: FiberRecord, nodes: list[Node], finally_: list[Node]) -> None:
         try:
@@ -233,17 +258,19 @@ class World:
                 finally:
                     self.places.remove(inner)
         except CancelledError:
-            assert place.may_be_cancelled(self.now()) or record.foreign_cancels, "a scope let out what was its own"
+            is_from_outside = place.may_be_cancelled(self.now()) or record.foreign_cancels
+            self.require(is_from_outside, "a scope let out what was its own")
             raise
         except TimeoutError as error:
             is_its_own = error not in own
-            assert not is_its_own or (kind == "timeout" and deadline <= self.now())
+            self.require(not is_its_own or (kind == "timeout" and deadline <= self.now()), "it was not due")
             raise
         else:
-            assert not own or inner.may_be_cancelled(self.now())
-            assert kind != "timeout" or not own or inner.cancelled_by_event is not None
+            self.require(not own or inner.may_be_cancelled(self.now()), "a scope swallowed what was not its own")
+            if kind == "timeout" and own:
+                self.require(inner.cancelled_by_event is not None, "a deadline was hidden")
         if scope.cancelled:
-            assert own, "it was cut short, but had ended by itself"
+            self.require(own, "it was cut short, but had ended by itself")
 
     async def switch(
         self,
@@ -253,13 +280,11 @@ class World:
         children: list[tuple[str, list[Node]]],
         nodes: list[Node],
     ) -> None:
-        inner = Place(place, protected=protected)
+        inner = Place(place, owner=record, protected=protected)
         daemons = Place(inner)
         promises: list[Promise[None]] = []
-        is_entered = False
         try:
             async with Switch(protected=protected) as switch:
-                is_entered = True
                 inner.cancel = switch.cancel
                 self.places.append(inner)
                 try:
@@ -281,24 +306,25 @@ class World:
                     daemons.is_ending = True
                     switch.on_release(self.places.remove, inner)
         except CancelledError:
-            assert not inner.failures, "failures were hidden"
-            assert (
-                (place if is_entered else inner).may_be_cancelled(self.now())
-                or inner.had_foreign_cancel
-                or record.foreign_cancels
-            ), "a switch let out what was its own"
+            self.require(not inner.failures, "failures were hidden")
+            self.require(
+                place.may_be_cancelled(self.now()) or inner.had_foreign_cancel or record.foreign_cancels,
+                "a switch let out what was its own",
+            )
+            if inner.had_foreign_cancel:
+                record.foreign_cancels.append(self.tick())  # it goes on outwards
             raise
         except BaseException as error:
             left = (
                 list(error.exceptions) if isinstance(error, BaseExceptionGroup) and len(inner.failures) > 1 else [error]
             )
-            assert [id(one) for one in left] == [id(one) for one in inner.failures], (left, inner.failures)
+            self.require([id(one) for one in left] == [id(one) for one in inner.failures], "failures were changed")
             raise
         else:
-            assert not inner.failures, "failures were hidden"
+            self.require(not inner.failures, "failures were hidden")
         finally:
             inner.has_ended = daemons.has_ended = True
-            assert all(promise.is_resolved for promise in promises)
+            self.require(all(promise.is_resolved for promise in promises), "a promise was forgotten")
             for promise in promises:
                 promise.peek()
 
@@ -306,13 +332,14 @@ class World:
         """A fiber; its failure is one of the switch `fails`."""
         record = FiberRecord()
         self.fibers[record] = None
-        assert place.cancelled_at() is None, "a fiber began in a context that was cancelled"
+        self.require(place.cancelled_at() is None, "a fiber began in a context that was cancelled")
         try:
             await self.run(nodes, place, record)
-            assert record.task is not None
+            task = record.task
             if not record.foreign_cancels and not place.may_be_cancelled(self.now()):
-                assert record.task.cancelling() == 0, "the account of asyncio's cancellations is not settled"
+                self.require(task is not None and task.cancelling() == 0, "asyncio's account is not settled")
         except BaseException as error:
+            self.require_expected(error)
             if fails is not None:
                 fails.had_foreign_cancel |= bool(record.foreign_cancels)
                 self.fail(fails, error)
@@ -324,6 +351,7 @@ class World:
         try:
             await self.run(nodes, Place(switch, protected=True), record)
         except BaseException as error:
+            self.require_expected(error)
             if not isinstance(error, CancelledError):
                 switch.failures.append(error)
             else:
@@ -331,7 +359,7 @@ class World:
             raise
 
     async def race(self, place: Place, record: FiberRecord, sides: list[list[Node]]) -> None:
-        inner = Place(place)
+        inner = Place(place, owner=record)
         results: list[int] = []
 
         def side(number: int, nodes: list[Node]) -> Callable[[], Awaitable[int]]:
@@ -346,18 +374,21 @@ class World:
 
         try:
             returned = await fiber.n_any([side(number, nodes) for number, nodes in enumerate(sides)])
-            assert returned == results, "a result was lost"
-            assert results
-            assert not inner.failures, "a failure was hidden"
+            self.require(returned == results, "a result was lost")
+            self.require(results, "there is no result")
+            self.require(not inner.failures, "a failure was hidden")
         except CancelledError:
-            assert not results, "a result was lost"
-            assert place.may_be_cancelled(self.now()) or inner.had_foreign_cancel or record.foreign_cancels
+            self.require(not results, "a result was lost")
+            is_from_outside = place.may_be_cancelled(self.now()) or inner.had_foreign_cancel or record.foreign_cancels
+            self.require(is_from_outside, "a race let out what was its own")
+            if inner.had_foreign_cancel:
+                record.foreign_cancels.append(self.tick())  # it goes on outwards
             raise
         except BaseException as error:
             left = (
                 list(error.exceptions) if isinstance(error, BaseExceptionGroup) and len(inner.failures) > 1 else [error]
             )
-            assert [id(one) for one in left] == [id(one) for one in inner.failures]
+            self.require([id(one) for one in left] == [id(one) for one in inner.failures], "failures were changed")
             raise
         finally:
             inner.has_ended = True
@@ -403,6 +434,7 @@ async def play(tree: list[Node], script: list[Node]) -> World:
             await world.play(script)
     finally:
         top.has_ended = True
+    assert world.violations == [], world.violations
     assert not world.fibers
     assert not world.waiting
     assert not world.places
