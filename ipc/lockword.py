@@ -33,6 +33,9 @@ __all__ = ["LockHolder", "LockWord"]
 _WORDS = 1 << 10
 _WORD_BYTES = 64  # a cache line, so that busy neighbours do not disturb each other
 _HOLDER, _NOTE, _WAITING = range(3)
+_POISONED = 2
+"""In the field that says whether somebody waits: closed for good."""
+
 _FIELDS = _WORD_BYTES // 8
 _INDEX = struct.Struct("=I")
 
@@ -131,13 +134,18 @@ class LockWord:
         same to whoever comes next, until `recover` or `unlock`.
         """
         page, start = self._page, self._start
-        if page.fields[start + _WAITING] and not ahead:
+        closed = page.fields[start + _WAITING]
+        if closed and (closed == _POISONED or not ahead):
             return False
         if self.is_mine or page.held.setdefault(self._index, self) is not self:
             return False
         try:
             fcntl.lockf(page.segment.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._index)
         except OSError:
+            del page.held[self._index]
+            return False
+        if page.fields[start + _WAITING] == _POISONED:
+            fcntl.lockf(page.segment.descriptor, fcntl.LOCK_UN, 1, self._index)
             del page.held[self._index]
             return False
         if not page.fields[start + _HOLDER]:
@@ -171,8 +179,17 @@ class LockWord:
         return bool(page.fields[self._start + _WAITING])
 
     def mark_waiting(self) -> None:
-        """Said by the home, before it tries the lock for the first who waits."""
-        self._page.fields[self._start + _WAITING] = 1
+        """Said by the home, before it tries the lock for the first who waits. What is poisoned stays that."""
+        if not self.is_poisoned:
+            self._page.fields[self._start + _WAITING] = 1
+
+    def mark_poisoned(self) -> None:
+        """Said by the holder, or by the home: nobody gets it any more, however it asks."""
+        self._page.fields[self._start + _WAITING] = _POISONED
+
+    @property
+    def is_poisoned(self) -> bool:
+        return self._page.fields[self._start + _WAITING] == _POISONED
 
     def clear_waiting(self) -> None:
         """Said by the home: nobody waits any more."""

@@ -37,6 +37,11 @@ class WaitQueue(Generic[T]):
         """Add a waiter at the end."""
         self._entries[waiter] = item
 
+    def put_first(self, waiter: Waiter[T]) -> None:
+        """Let a waiter have the next turn; nothing happens if it is not here."""
+        if waiter in self._entries:
+            self._entries.move_to_end(waiter, last=False)
+
     def withdraw(self, waiter: Waiter[T]) -> None:
         """Remove a waiter, wherever it stands; nothing happens if it is not here."""
         self._entries.pop(waiter, None)

@@ -1,93 +1,297 @@
-"""Mutexes in other domains than their home.
+"""Mutexes in other domains than their home, by a lock word in shared memory, and the home when it is contended.
 
-The home hands the lock to a call as to one of its own fibers. A section for writing is named as such, so that the
-home knows what to do when its domain dies: the mutex is poisoned then, and otherwise just unlocked.
+Whoever finds the word free takes it, without a message: a microsecond or two. Whoever does not asks the home, whose
+queue decides the order: it closes the word to newcomers while anybody waits, and sends the first of them ahead, who
+then takes the word, and says so. Whoever gives up a word that is closed tells the home. A holder that dies loses the
+word at once; a note beside it says whether it was writing, and then the mutex is poisoned, by whoever finds that.
+
+At home a mutex that others know is a `SharedMutex`. States there: free or held elsewhere, as the word knows; held by a
+fiber of the home; poisoned. Beside the queue there is at most one remote fiber that was sent ahead, and did not say yet
+that it got there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Any
 
-from domains.errors import DomainsError
+from domains.errors import DomainDied, DomainsError
+from domains.ipc.lockword import LockWord
 from domains.references.calls import RemoteObject, Served, Withdraw
 from domains.references.registry import Export, Kind, References
-from domains.scheduler.context import current_fiber
+from domains.scheduler.context import Fiber, current_fiber
 from domains.scheduler.mutex import Mutex
+from domains.scheduler.suspend import suspend
+from domains.scheduler.waiters import Waiter, WaitQueue
+
+_WRITES = 1
+"""The note of a holder whose death poisons the mutex."""
 
 
-class RemoteHolder:
-    """Stands for the fiber of another domain that holds a mutex, or waits for it."""
+class _Turn:
+    """A fiber of another domain: waits in the queue, or was sent ahead."""
 
-    __slots__ = ("call", "sender", "writes")
+    __slots__ = ("call", "sender")
 
-    def __init__(self, sender: int, call: int, writes: bool) -> None:
+    def __init__(self, sender: int, call: int) -> None:
         self.sender = sender
         self.call = call
-        self.writes = writes
+
+
+class SharedMutex(Mutex):
+    """A mutex at its home, while other domains know it: made of a `Mutex`, and made one again in the end."""
+
+    __slots__ = ()
+
+    # Becoming and ending
+
+    @classmethod
+    def share(cls, mutex: Mutex) -> None:
+        """Raises OSError where there is no shared memory."""
+        word = LockWord.create()
+        mutex._word = word
+        mutex._ahead = None
+        mutex.__class__ = cls
+        if mutex.is_poisoned:
+            word.mark_poisoned()
+        elif mutex._state is not None:
+            word.try_lock(_WRITES)
+        if mutex._waiters:
+            word.mark_waiting()
+
+    def unshare(self) -> None:
+        """Nobody else knows it any more."""
+        word: LockWord = self._word
+        if word.is_mine:
+            word.unlock()
+        word.close()
+        del self._word, self._ahead
+        self.__class__ = Mutex  # type: ignore[assignment]
+
+    # As a mutex
 
     def __repr__(self) -> str:
-        return f"a fiber of another domain ({self.sender:x})"
-
-
-class MutexReference(RemoteObject, Mutex):
-    """A mutex whose home is another domain. `_state` is the fiber of this domain that holds it, if one does."""
-
-    __slots__ = ("_calls", "_held_by", "home", "home_name", "number")
-
-    def __init__(self, references: References, home: int, number: int, label: Any) -> None:
-        super().__init__(label)
-        self.home = home
-        self.number = number
-        self._calls = references.calls
-        self._held_by = 0  # the call that got the lock, by which the home knows it
-
-    def __repr__(self) -> str:
-        return self._describe("mutex" if self.label is None else f"mutex {self.label!r}")
+        word: LockWord = self._word
+        if self._state is not None or word.holder is None:
+            return super().__repr__()
+        name = "" if self.label is None else f" {self.label!r}"
+        return f"<mutex{name}, held by process {word.holder.pid}, {len(self._waiters or ())} waiting>"
 
     @property
     def is_locked(self) -> bool:
-        return self._state is not None or bool(self._ask("is_locked"))
+        return not self.is_poisoned and self._word.holder is not None
 
-    @property
-    def is_poisoned(self) -> bool:
-        return bool(self._ask("is_poisoned"))
-
-    async def lock(self, *, writes: bool = False) -> None:
+    async def lock(self) -> None:
         fiber = current_fiber()
         cancellation = fiber.context.cancellation
         if cancellation is not None:
             raise cancellation.tell(fiber)
         if self._state is fiber:
             raise RuntimeError(f"{self!r} is held by the very fiber that locks it: this would wait forever")
-        call = self._calls.begin(self, "lock", (writes,))
-        await call.outcome()
-        self._state = fiber
-        self._held_by = call.number
-
-    def try_lock(self) -> bool:
-        fiber = current_fiber()
-        call: int = self._ask("try_lock")
-        if call:
-            self._state = fiber
-            self._held_by = call
-        return bool(call)
+        if not self._try_lock(fiber):
+            await suspend(lambda suspension: self._queue(suspension, fiber), "Mutex.lock", self)
 
     def unlock(self) -> None:
-        if self._state is not current_fiber():
-            if self._state is None:
-                self._tell("unlock", 0)
+        self._unlock(current_fiber())
+
+    def _try_lock(self, holder: Hashable) -> bool:
+        if self.is_poisoned:
+            raise self._poisoned()
+        if self._state is None and self._take(ahead=False):
+            self._state = holder
+            return True
+        if self.is_poisoned:  # as it turned out
+            raise self._poisoned()
+        return False
+
+    def _unlock(self, holder: Hashable) -> None:
+        word: LockWord = self._word
+        if self._state is None and word.holder is not None:
             raise RuntimeError(f"{self!r} can be unlocked only by its holder")
-        held_by, self._held_by, self._state = self._held_by, 0, None
-        self._tell("unlock", held_by)
+        if self._state is None or self._state != holder:
+            super()._unlock(holder)  # raises, and poisons what nobody had locked
+        self._state = None
+        word.unlock()
+        self.advance()
+
+    def _poison(self, cause: BaseException) -> None:
+        word: LockWord = self._word
+        word.mark_poisoned()
+        super()._poison(cause)
+        if word.is_mine:
+            word.unlock()
+
+    # The order in which it is handed over
+
+    def _take(self, *, ahead: bool) -> bool:
+        word: LockWord = self._word
+        if not word.try_lock(_WRITES, ahead=ahead):
+            return False
+        died = word.abandoned
+        if died is None:
+            return True
+        if died.note & _WRITES:
+            self._poison(_death(died.pid))
+            return False
+        word.recover(_WRITES)
+        return True
+
+    def _queue(self, waiter: Waiter[None], holder: Hashable) -> Callable[[Any], object]:
+        waiters = self._waiters
+        if waiters is None:
+            waiters = self._waiters = WaitQueue()
+        waiters.join(waiter, holder)
+        self._word.mark_waiting()
+        self.advance()
+
+        def withdraw(waiter: Any) -> None:
+            waiters.withdraw(waiter)
+            self._reopen()
+
+        return withdraw
+
+    def advance(self) -> None:
+        """If the word is free, the first who waits takes it, or is sent ahead to take it."""
+        word: LockWord = self._word
+        waiters = self._waiters
+        while waiters and self._ahead is None and not word.is_poisoned:
+            if not self._take(ahead=True):
+                return  # who gives it up sees that somebody waits, and says so
+            entry = waiters.pop_first()
+            assert entry is not None
+            waiter, holder = entry
+            if isinstance(holder, _Turn):
+                word.unlock()  # it stays closed to all others
+                if waiter.resume(None):
+                    self._ahead = holder
+            elif waiter.resume(None):
+                self._state = holder
+            else:
+                word.unlock()
+        self._reopen()
+
+    def _reopen(self) -> None:
+        if not self._waiters and self._ahead is None and not self._word.is_poisoned:
+            self._waiters = None
+            self._word.clear_waiting()
+
+    def arrived(self, sender: int, call: int, took: bool) -> None:
+        """Who was sent ahead has the word; or does not, and comes again, first of all."""
+        ahead = self._ahead
+        if ahead is not None and ahead.sender == sender and ahead.call == call:
+            self._ahead = None
+            self._reopen() if took else self.advance()
+
+    def domain_gone(self, sender: int, error: DomainsError) -> None:
+        """A domain died, or knows it no more: it is neither ahead nor holds it."""
+        if self._ahead is not None and self._ahead.sender == sender:
+            self._ahead = None
+        word: LockWord = self._word
+        holder = word.holder
+        if holder is not None and not word.is_mine and word.try_lock(_WRITES, ahead=True):
+            if word.abandoned is not None and holder.note & _WRITES:
+                self._poison(error)
+            else:
+                word.recover()
+                word.unlock()
+        self.advance()
+
+
+class MutexReference(RemoteObject, Mutex):
+    """A mutex whose home is another domain. `_state` is the fiber of this domain that holds it, if one does."""
+
+    __slots__ = ("_calls", "home", "home_name", "number")
+
+    def __init__(self, references: References, home: int, number: int, label: Any) -> None:
+        name, descriptor = label
+        super().__init__(name)
+        self.home = home
+        self.number = number
+        self._calls = references.calls
+        try:
+            self._word = LockWord.attach(descriptor)
+        except OSError:
+            self._word = None  # its home has ended, as whoever asks it will hear
+
+    def __repr__(self) -> str:
+        return self._describe("mutex" if self.label is None else f"mutex {self.label!r}")
+
+    @property
+    def is_locked(self) -> bool:
+        return self._word is not None and self._word.holder is not None and not self._word.is_poisoned
+
+    @property
+    def is_poisoned(self) -> bool:
+        return self._word is not None and self._word.is_poisoned
+
+    async def lock(self, *, writes: bool = False) -> None:
+        fiber = current_fiber()
+        cancellation = fiber.context.cancellation
+        if cancellation is not None:
+            raise cancellation.tell(fiber)
+        if not self._take(fiber, writes, ahead=False):
+            if self._state is fiber:
+                raise RuntimeError(f"{self!r} is held by the very fiber that locks it: this would wait forever")
+            await self._wait_for_turn(fiber, writes)
+
+    async def _wait_for_turn(self, fiber: Fiber, writes: bool) -> None:
+        again = False
+        while True:
+            call = self._calls.begin(self, "lock", (again,))
+            await call.outcome()
+            took = self._take(fiber, writes, ahead=True)
+            self._tell("arrived", call.number, took)
+            if took:
+                return
+            again = True
+
+    def try_lock(self) -> bool:
+        if self._take(current_fiber(), False, ahead=False):
+            return True
+        if self._word is None or self._word.is_poisoned:
+            self._ask("check")
+        return False
+
+    def unlock(self) -> None:
+        if self._state is None or self._state is not current_fiber():
+            if not self.is_locked:
+                self._tell("unlocked_unlocked")
+            raise RuntimeError(f"{self!r} can be unlocked only by its holder")
+        self._state = None
+        if self._word.unlock():
+            self._tell("freed")
 
     def rw(self, *, protect: bool = False) -> Any:
         section = super().rw(protect=protect)
         section._mutex = _ForWriting(self)  # type: ignore[assignment]
         return section
 
+    def _take(self, fiber: Fiber, writes: bool, *, ahead: bool) -> bool:
+        word: LockWord | None = self._word
+        note = _WRITES if writes else 0
+        if word is None or not word.try_lock(note, ahead=ahead):
+            return False
+        died = word.abandoned
+        if died is not None:
+            if died.note & _WRITES:
+                word.mark_poisoned()
+                word.unlock()
+                self._tell("abandoned", died.pid)
+                return False
+            word.recover(note)
+        self._state = fiber
+        return True
+
     def _poison(self, cause: BaseException) -> None:
+        self._word.mark_poisoned()  # before it is free: nobody gets in between
         self._state = None
+        self._word.unlock()
         self._tell("poison", cause)
+
+    def home_gone(self, error: DomainsError) -> None:
+        """The word is closed for good: whoever comes asks the home, and hears of its end."""
+        if self._word is not None:
+            self._word.mark_waiting()
 
 
 class _ForWriting:
@@ -115,51 +319,55 @@ class MutexKind(Kind):
     """How mutexes travel."""
 
     name = "mutex"
-    classes: tuple[type, ...] = (Mutex, MutexReference)
+    classes: tuple[type, ...] = (Mutex, SharedMutex, MutexReference)
 
     def __init__(self) -> None:
-        self.operations = {
-            "lock": _lock,
-            "try_lock": _try_lock,
-            "is_locked": lambda mutex, served: served.resume(mutex.is_locked) and None,
-            "is_poisoned": lambda mutex, served: served.resume(mutex.is_poisoned) and None,
+        self.operations = {"lock": _lock, "check": _check}
+        self.tells = {
+            "arrived": lambda export, sender, call, took: export.target.arrived(sender, call, took),
+            "freed": lambda export, sender: export.target.advance(),
+            "poison": lambda export, sender, cause: export.target._poison(cause),
+            "abandoned": lambda export, sender, pid: export.target._poison(_death(pid)),
+            "unlocked_unlocked": _unlocked_unlocked,
         }
-        self.tells = {"unlock": _unlock, "poison": _poison}
+
+    def exported(self, target: Mutex) -> None:
+        SharedMutex.share(target)
+
+    def dropped(self, target: SharedMutex) -> None:
+        target.unshare()
+
+    def label_of(self, target: Mutex) -> tuple[str | None, bytes]:
+        return target.label, target._word.descriptor if target._word is not None else b""
 
     def make_reference(self, references: References, home: int, number: int, label: Any) -> Any:
         return MutexReference(references, home, number, label)
 
     def domain_gone(self, export: Export, sender: int, error: DomainsError) -> None:
-        mutex: Mutex = export.target
-        holder = mutex._state
-        if isinstance(holder, RemoteHolder) and holder.sender == sender:
-            if holder.writes:
-                mutex._poison(error)
-            else:
-                mutex._unlock(holder)
+        export.target.domain_gone(sender, error)
 
 
-def _lock(mutex: Mutex, served: Served, writes: bool) -> Withdraw | None:
-    holder = RemoteHolder(served.sender, served.call, writes)
-    if mutex._try_lock(holder):
-        served.resume(None)
-        return None
-    return mutex._wait(served, holder)
+def _lock(mutex: SharedMutex, served: Served, again: bool) -> Withdraw | None:
+    if mutex.is_poisoned:
+        raise mutex._poisoned()
+    turn = _Turn(served.sender, served.call)
+    withdraw = mutex._queue(served, turn)
+    if again and mutex._waiters is not None:
+        mutex._waiters.put_first(served)
+    return withdraw
 
 
-def _try_lock(mutex: Mutex, served: Served) -> None:
-    holder = RemoteHolder(served.sender, served.call, False)
-    served.resume(served.call if mutex._try_lock(holder) else 0)
+def _check(mutex: SharedMutex, served: Served) -> None:
+    if mutex.is_poisoned:
+        raise mutex._poisoned()
+    served.resume(None)
 
 
-def _unlock(export: Export, sender: int, call: int) -> None:
-    mutex: Mutex = export.target
-    holder = mutex._state
-    if isinstance(holder, RemoteHolder) and holder.sender == sender and holder.call == call:
-        mutex._unlock(holder)
-    elif holder is None:
+def _unlocked_unlocked(export: Export, sender: int) -> None:
+    mutex: SharedMutex = export.target
+    if not mutex.is_locked:
         mutex._poison(RuntimeError(f"{mutex!r} was unlocked by another domain, but nobody had locked it"))
 
 
-def _poison(export: Export, sender: int, cause: BaseException) -> None:
-    export.target._poison(cause)
+def _death(pid: int) -> DomainDied:
+    return DomainDied(f"process {pid}", what="while it held a mutex to write")

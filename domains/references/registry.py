@@ -75,7 +75,7 @@ class Kind:
 
     name: str
     classes: tuple[type, ...]
-    """The class itself, and that of its references."""
+    """The class itself, what it may become once it is exported, and last that of its references."""
     operations: Mapping[str, Callable[..., Withdraw | None]] = MappingProxyType({})
     """`operation(target, served, *args)` answers by `served.resume`, or raises, or returns what withdraws it."""
     tells: Mapping[str, Callable[..., None]] = MappingProxyType({})
@@ -88,6 +88,12 @@ class Kind:
     def label_of(self, target: Any) -> Any:
         """What a reference should know of the object from the start: something small that can be pickled."""
         return target.label
+
+    def exported(self, target: Any) -> None:
+        """It is about to be known to others for the first time."""
+
+    def dropped(self, target: Any) -> None:
+        """Nobody else knows it any more."""
 
     def holder_gone(self, export: Export, error: DomainsError) -> None:
         """A domain that held a reference to this object has died, and no other has one."""
@@ -320,7 +326,8 @@ class References:
         """What an object, or a reference to one, is pickled as; begins a hold."""
         hold = self._latest_hold = self._latest_hold + 1
         export: Export | None = None
-        if type(target) is kind.classes[0]:
+        is_reference = type(target) is kind.classes[-1]
+        if not is_reference:
             export = self._export(target, kind)
             export.holds += 1
             home, number, home_name = self.address, export.number, current().name
@@ -333,6 +340,7 @@ class References:
     def _export(self, target: Any, kind: Kind) -> Export:
         export = self._by_identity.get(id(target))
         if export is None:
+            kind.exported(target)
             export = Export(_random_number(), target, kind.name)
             self.exports[export.number] = self._by_identity[id(target)] = export
         return export
@@ -360,6 +368,7 @@ class References:
         if not export.holders and not export.holds and export.number in self.exports:
             del self.exports[export.number]
             del self._by_identity[id(export.target)]
+            self.kinds[export.kind].dropped(export.target)
 
     # Opening
 
