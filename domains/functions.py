@@ -3,7 +3,8 @@
 A function that the other side can import goes by name and is known by its identity from then on. Any other (of
 `__main__`, a lambda, a closure, a partial) is pickled by value at each use, since what it refers to may have
 changed, and is known by its bytes: the same bytes are sent and opened once. Both tables are bounded: the least
-recently used is forgotten on both sides.
+recently used is forgotten on both sides. A function that refers to objects with a home, such as streams, is not kept
+at all, for that would keep them alive: it goes with the arguments of each job.
 """
 
 from __future__ import annotations
@@ -13,21 +14,30 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from domains.errors import NotPicklable
 from domains.ipc.pickling import Pickling
+from domains.passed_function import call_passed, call_passed_async
+
+if TYPE_CHECKING:
+    from domains.references.registry import ReferencePickling
 
 _MOST_KNOWN = 1024
 
 
 class Function(NamedTuple):
-    """A function ready to be sent: its number in this process, its pickle, a name for messages, and its kind."""
+    """A function ready to be sent: its number in this process, its pickle, a name for messages, and its kind.
+
+    `passed` is None, or the function itself, which is to go with the arguments: number and pickle are then of what
+    calls it there.
+    """
 
     number: int
     code: bytes
     name: str
     is_async: bool
+    passed: Callable[..., Any] | None = None
 
 
 def name_of(f: object) -> str:
@@ -40,7 +50,7 @@ def name_of(f: object) -> str:
 class FunctionCatalogue:
     """The functions that this process has sent, or is about to."""
 
-    def __init__(self, pickling: Pickling) -> None:
+    def __init__(self, pickling: ReferencePickling) -> None:
         self._pickling = pickling
         self._by_identity: dict[object, Function] = {}
         self._by_code: OrderedDict[bytes, Function] = OrderedDict()
@@ -54,7 +64,11 @@ class FunctionCatalogue:
         if not callable(f):
             raise TypeError(f"a job must be a function, not {type(f).__name__} {f!r}")
         code = self._pickling.dumps_function(f)
-        function = self.add_pickled(code, name_of(f), inspect.iscoroutinefunction(f))
+        is_async = inspect.iscoroutinefunction(f)
+        if self._pickling.holds:
+            self._pickling._begin_attempt()  # gives up the holds of this pickle, which nobody will open
+            return self.add(call_passed_async if is_async else call_passed)._replace(name=name_of(f), passed=f)
+        function = self.add_pickled(code, name_of(f), is_async)
         if plain and goes_by_name(f):
             self._by_identity[f] = function
         return function

@@ -94,10 +94,14 @@ class Job(Generic[T]):
         self.data = b""
         self.buffers: Sequence[Any] = ()
         self.holds: Sequence[int] = ()
+        if function.passed is not None:
+            arguments = function.passed, arguments
         if arguments:
             self.data, self.buffers, self.holds = references.pickling.dumps(
                 arguments, f"the arguments of job {function.name!r}"
             )
+            if self.holds and retry is not None:
+                references.keep(self.holds)
         context = contextvars.copy_context()
         self.variables = pack_variables(context, references.pickling) if len(context) else b""
         self.weight = weight

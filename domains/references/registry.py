@@ -118,6 +118,7 @@ class References:
         self._by_identity: dict[int, Export] = {}
         self._imports: dict[tuple[int, int], weakref.ref[Any]] = {}
         self._holds: dict[int, tuple[Any, Export | None]] = {}
+        self._kept: set[int] = set()  # holds of pickles that are sent again if they are lost
         self._latest_hold = 0
         self._sent: dict[Conversation, set[int]] = {}
         self._routes: dict[int, Conversation] = {}
@@ -346,16 +347,22 @@ class References:
         return export
 
     def discharge(self, holds: Iterable[int]) -> None:
-        """Pickles have arrived, or will not be opened any more."""
+        """Pickles will not be opened any more."""
         for hold in holds:
+            self._kept.discard(hold)
             found = self._holds.pop(hold, None)
             if found is not None and found[1] is not None:
                 found[1].holds -= 1
                 self._drop_if_unused(found[1])
 
+    def keep(self, holds: Iterable[int]) -> None:
+        """These pickles may be opened more than once: that one has arrived does not discharge them."""
+        self._kept.update(holds)
+
     def undelivered(self, holds: Iterable[int], error: DomainsError) -> None:
         """The domain that pickles were sent to has died: one that never opened them is a holder that is gone."""
         for hold in holds:
+            self._kept.discard(hold)
             found = self._holds.pop(hold, None)
             if found is not None and found[1] is not None:
                 export = found[1]
@@ -398,7 +405,7 @@ class References:
 
     def _send_discharge(self, issuer: int, hold: int) -> None:
         if issuer == self.address:
-            self.discharge([hold])
+            self._arrived(hold)
         else:
             self.send(DischargeHold(issuer, self.address, hold))
 
@@ -438,7 +445,11 @@ class References:
     def _discharged(self, message: DischargeHold, _: Buffers) -> None:
         for holds in self._sent.values():
             holds.discard(message.hold)
-        self.discharge([message.hold])
+        self._arrived(message.hold)
+
+    def _arrived(self, hold: int) -> None:
+        if hold not in self._kept:
+            self.discharge([hold])
 
     def _release(self, message: ReleaseReference, _: Buffers) -> None:
         export = self.exports.get(message.number)
@@ -455,7 +466,7 @@ class References:
             if holder in export.holders:
                 export.holders.discard(holder)
                 self.kinds[export.kind].domain_gone(export, holder, error)
-                if not export.holders:
+                if not export.holders and not export.holds:
                     self.kinds[export.kind].holder_gone(export, error)
                 self._drop_if_unused(export)
 
