@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar, TypeVarTuple, cast, overload
 
 from domains.errors import Cancelled
 from domains.scheduler.cancel import protect
-from domains.scheduler.context import Cancellation, Context, Fiber, FiberTask, Work, check, current_fiber
+from domains.scheduler.context import Cancellation, Context, FiberTask, Work, check, current_fiber
 from domains.scheduler.promise import Promise, Raised, Resolver
 from domains.scheduler.running import running_loop, running_task
 from domains.scheduler.sequence import Sequence
@@ -142,14 +142,14 @@ class Switch:
                 f"{self!r} must be left in the fiber that entered it, after all that was entered inside it"
             )
         if error is not None:
-            self._failed(fiber, error)
+            self._failed(error)
         while self._fibers or self._living_daemons:
             if not self._fibers and self._daemons is not None:
                 self._daemons.cancel(None)
             try:
                 await suspend(self._join, "Switch.join", self, protected=True)
             except CancelledError as cancelled:  # somebody else's `task.cancel()`
-                self._failed(fiber, cancelled)
+                self._failed(cancelled)
         self._state = _State.RELEASING
         if self._hooks:
             await self._release()
@@ -285,7 +285,7 @@ class Switch:
             if type(result) is CoroutineType or is_awaitable(result):
                 await result
         except BaseException as error:
-            self._failed(fiber, error)
+            self._failed(error)
         finally:
             self._fibers -= 1
             self._ended(fiber)
@@ -404,8 +404,8 @@ class Switch:
                 await result
         except BaseException as error:
             assert self._daemons is not None
-            if not _is_consequence(error, fiber, self._daemons.cancellation):
-                self._failed(fiber, error)
+            if not _is_consequence(error, self._daemons.cancellation):
+                self._failed(error)
         finally:
             self._living_daemons -= 1
             ended()
@@ -447,9 +447,9 @@ class Switch:
             self._joining = None
             joining.resume(None)
 
-    def _failed(self, fiber: Fiber, error: BaseException) -> None:
+    def _failed(self, error: BaseException) -> None:
         """The body or a fiber ended with this: a consequence of the cancellation, or a failure."""
-        if _is_consequence(error, fiber, self._context.cancellation):
+        if _is_consequence(error, self._context.cancellation):
             self._cut_short = True
         else:
             self._add_failure(error)
@@ -587,15 +587,13 @@ class Switch:
             raise RuntimeError(f"{self!r} belongs to another event loop or thread: use it only where it was entered")
 
 
-def _is_consequence(error: BaseException, fiber: Fiber, cancellation: Cancellation | None) -> bool:
-    """Whether a fiber ended with this error because its switch was cancelled.
+def _is_consequence(error: BaseException, cancellation: Cancellation | None) -> bool:
+    """Whether this error is the end of a fiber that its switch's cancellation asks for.
 
-    Any `Cancelled` is then, such as that of a promise whose fiber was cancelled as well; of asyncio's own, which may
-    be somebody's `task.cancel()`, one that comes after the fiber was told.
+    Whatever the `Cancelled` is of, such as a promise whose fiber was cancelled as well, and even if somebody's
+    `task.cancel()` came first: that asks for the same.
     """
-    if cancellation is None or not isinstance(error, CancelledError):
-        return False
-    return isinstance(error, Cancelled) or fiber.told is cancellation
+    return cancellation is not None and isinstance(error, CancelledError)
 
 
 def is_awaitable(value: object) -> bool:

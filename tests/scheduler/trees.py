@@ -64,11 +64,12 @@ class Place:
         return min(events, default=None)
 
     def may_be_cancelled(self, now: float) -> bool:
+        return self.cancelled_at() is not None or self.may_be_cancelled_unseen(now)
+
+    def may_be_cancelled_unseen(self, now: float) -> bool:
+        """By something whose place in the order of events is not known."""
         return any(
-            place.cancelled_by_event is not None
-            or place.deadline <= now
-            or place.is_ending
-            or (place.owner is not None and place.owner.foreign_cancels)
+            place.deadline <= now or place.is_ending or (place.owner is not None and place.owner.foreign_cancels)
             for place in self.path()
         )
 
@@ -159,7 +160,7 @@ class World:
                 if (
                     resolved_at is not None
                     and cancelled_at is not None
-                    and not any(one.deadline <= self.now() or one.is_ending for one in place.path())
+                    and not place.may_be_cancelled_unseen(self.now())
                 ):
                     self.require(cancelled_at < resolved_at, "it was resolved before it was cancelled")
             raise
@@ -361,10 +362,13 @@ class World:
     async def race(self, place: Place, record: FiberRecord, sides: list[list[Node]]) -> None:
         inner = Place(place, owner=record)
         results: list[int] = []
+        is_late = False  # a result that comes after a failure does not count
 
         def side(number: int, nodes: list[Node]) -> Callable[[], Awaitable[int]]:
             async def f() -> int:
+                nonlocal is_late
                 await self.child(inner, inner, nodes)
+                is_late |= not results and inner.cancelled_by_event is not None
                 results.append(number)
                 if inner.cancelled_by_event is None:
                     inner.cancelled_by_event = self.tick()
@@ -378,7 +382,7 @@ class World:
             self.require(results, "there is no result")
             self.require(not inner.failures, "a failure was hidden")
         except CancelledError:
-            self.require(not results, "a result was lost")
+            self.require(not results or is_late, "a result was lost")
             is_from_outside = place.may_be_cancelled(self.now()) or inner.had_foreign_cancel or record.foreign_cancels
             self.require(is_from_outside, "a race let out what was its own")
             if inner.had_foreign_cancel:
