@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
+from typing import Any
 
 from domains.scheduler.waiters import WaitQueue
 
@@ -103,6 +105,27 @@ def test_a_queue_that_is_emptied_from_within_the_waking_tells_nobody_twice() -> 
     queue.join(Waiter("a", told))
     assert not queue.wake_first(1)
     assert told == ["a resumed with 2"]
+
+
+def test_a_waiter_may_be_put_first() -> None:
+    told: list[str] = []
+    queue, waiters = queue_of("abc", told)
+    queue.put_first(waiters[2])
+    queue.put_first(Waiter("not here", told))
+    assert list(queue) == [waiters[2], waiters[0], waiters[1]]
+
+
+def test_a_queue_that_is_emptied_between_the_look_and_the_step_wakes_nobody() -> None:
+    class Emptied(OrderedDict[Any, Any]):
+        def __len__(self) -> int:
+            return 1  # as it was when it was asked
+
+    queue: WaitQueue[int] = WaitQueue()
+    queue._entries = Emptied()
+    assert not queue.wake_first(1)
+    assert queue.wake_all(1) == 0
+    assert queue.throw_all(ValueError) == 0
+    assert queue.pop_first() is None
 
 
 def test_several_threads_wake_each_waiter_once() -> None:
