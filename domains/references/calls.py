@@ -203,6 +203,13 @@ class Calls:
         message = TellObject(target.home, references.address, target.number, operation, data, len(buffers))
         references.send(message, buffers, holds)
 
+    def tell_failure(self, target: RemoteObject, operation: str, error: BaseException) -> None:
+        """Tell of an exception, which arrives in one form or another."""
+        references = self._references
+        data, buffers, holds = pack_failure(error, references.pickling, f"domain {current().name!r}")
+        message = TellObject(target.home, references.address, target.number, operation, data, len(buffers))
+        references.send(message, buffers, holds)
+
     def withdraw(self, call: Call) -> None:
         if call.result is None:
             self._references.send(WithdrawCall(call.home, self._references.address, call.number))
@@ -214,7 +221,7 @@ class Calls:
         if not message.failed:
             try:
                 result = Returned(pickling.loads(message.data, buffers) if message.data else None)
-            except NotPicklable as error:
+            except DomainsError as error:
                 result = Raised(error, None)
         elif message.data:
             result = Raised(unpack_failure(message.data, buffers, pickling), None)
@@ -236,7 +243,7 @@ class Calls:
         references = self._references
         export = references.exports.get(message.number)
         if export is None:
-            self._send_answer(message.sender, message.call, Raised(_unknown(message.number), None))
+            self.send_answer(message.sender, message.call, Raised(_unknown(message.number), None))
             return
         served = Served(self, export, message.sender, message.call)
         self.served[message.sender, message.call] = served
@@ -254,10 +261,10 @@ class Calls:
     def answer(self, served: Served, result: Result[Any]) -> bool:
         if self.served.pop((served.sender, served.call), None) is None:
             return False
-        self._send_answer(served.sender, served.call, result)
+        self.send_answer(served.sender, served.call, result)
         return True
 
-    def _send_answer(self, to: int, call: int, result: Result[Any] | None) -> None:
+    def send_answer(self, to: int, call: int, result: Result[Any] | None) -> None:
         references = self._references
         where = f"domain {current().name!r}"
         payload = None
@@ -281,14 +288,24 @@ class Calls:
         """Undo a call that waits; one that runs as a fiber answers when that has unwound."""
         if served.withdraw is None or not served.withdraw(served):
             del self.served[served.sender, served.call]
-            self._send_answer(served.sender, served.call, None)
+            self.send_answer(served.sender, served.call, None)
 
     def _told(self, message: TellObject, buffers: Buffers) -> None:
         references = self._references
         export = references.exports.get(message.number)
-        if export is not None:
-            args = references.pickling.loads(message.data, buffers) if message.data else ()
-            references.kinds[export.kind].tells[message.operation](export, message.sender, *args)
+        if export is None:
+            return
+        kind = references.kinds[export.kind]
+        try:
+            if message.operation in kind.failures:
+                error = unpack_failure(message.data, buffers, references.pickling)
+                kind.failures[message.operation](export, message.sender, error)
+            else:
+                args = references.pickling.loads(message.data, buffers) if message.data else ()
+                kind.tells[message.operation](export, message.sender, *args)
+        except Exception as refusal:
+            # There is nobody to raise it to, and the link is not to blame.
+            _log.error("%r could not %s as another domain told it", export.target, message.operation, exc_info=refusal)
 
     def run(self, served: Served, f: Callable[..., Awaitable[Any]], *args: Any) -> Withdraw:
         """Serve a call by a fiber, for what runs users' code; returns what withdraws it."""
@@ -314,7 +331,7 @@ class Calls:
                     _log.error("what another domain used failed as it was given back", exc_info=error)
         if served.is_waiting:
             del self.served[served.sender, served.call]
-            self._send_answer(served.sender, served.call, None)
+            self.send_answer(served.sender, served.call, None)
 
     def caller_gone(self, sender: int) -> None:
         """A domain has died: nobody waits for what it has called."""

@@ -7,7 +7,6 @@ registration. A broadcast is a message.
 from __future__ import annotations
 
 import asyncio
-from asyncio import CancelledError
 from collections.abc import Callable
 from typing import Any
 
@@ -39,8 +38,12 @@ class ConditionReference(RemoteObject, Condition):
         call = await self._register()
         try:
             mutex.unlock()
+        except BaseException:
+            self._calls.withdraw(call)
+            raise
+        try:
             await call.outcome()
-        except CancelledError:
+        except BaseException:  # cancelled, or the condition's home has died; the mutex may have another
             await lock_again(mutex)
             raise
         await lock_again(mutex)

@@ -286,7 +286,7 @@ class MutexReference(RemoteObject, Mutex):
         self._word.mark_poisoned()  # before it is free: nobody gets in between
         self._state = None
         self._word.unlock()
-        self._tell("poison", cause)
+        self._calls.tell_failure(self, "poison", cause)
 
     def home_gone(self, error: DomainsError) -> None:
         """The word is closed for good: whoever comes asks the home, and hears of its end."""
@@ -326,13 +326,13 @@ class MutexKind(Kind):
         self.tells = {
             "arrived": lambda export, sender, call, took: export.target.arrived(sender, call, took),
             "freed": lambda export, sender: export.target.advance(),
-            "poison": lambda export, sender, cause: export.target._poison(cause),
             "abandoned": lambda export, sender, pid: export.target._poison(_death(pid)),
             "unlocked_unlocked": _unlocked_unlocked,
         }
+        self.failures = {"poison": lambda export, sender, cause: export.target._poison(cause)}
 
-    def exported(self, target: Mutex) -> None:
-        SharedMutex.share(target)
+    def exported(self, export: Export) -> None:
+        SharedMutex.share(export.target)
 
     def dropped(self, target: SharedMutex) -> None:
         target.unshare()

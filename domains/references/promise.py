@@ -125,6 +125,11 @@ class PromiseKind(Kind):
     def make_reference(self, references: References, home: int, number: int, label: Any) -> PromiseReference[Any]:
         return PromiseReference(references, home, number, label)
 
+    def domain_gone(self, export: Export, sender: int, error: DomainsError) -> None:
+        watcher = export.held.pop(sender, None)
+        if watcher is not None:
+            watcher.withdraw(watcher)
+
     def converse(self, references: References, conversation: Conversation) -> None:
         references.handle(conversation, WatchPromise, functools.partial(_watch, references))
         references.handle(conversation, PromiseResolved, functools.partial(_resolved, references))
@@ -153,14 +158,19 @@ class ResolverKind(Kind):
 class _Watcher:
     """Stands in the promise's queue, at home, for the domain that watches."""
 
-    def __init__(self, references: References, promise: Promise[Any], message: WatchPromise) -> None:
+    __slots__ = ("_export", "_promise", "_references", "_to", "withdraw")
+
+    def __init__(self, references: References, export: Export, to: int) -> None:
         self._references = references
-        self._promise = promise
-        self._to = message.sender
-        self._number = message.number
+        self._export = export
+        self._promise: Promise[Any] = export.target
+        self._to = to
+        export.held[to] = self
+        self.withdraw: Callable[[Any], object] = self._promise.when_resolved(self)
 
     def resume(self, _: None) -> bool:
         references = self._references
+        self._export.held.pop(self._to, None)
         result = self._promise.peek()
         assert result is not None
         failed = isinstance(result, Raised)
@@ -172,7 +182,7 @@ class _Watcher:
         if isinstance(result, Raised):
             payload = pack_failure(result.error, references.pickling, f"domain {current().name!r}")
         message = PromiseResolved(
-            self._to, references.address, self._number, failed, payload.data, len(payload.buffers)
+            self._to, references.address, self._export.number, failed, payload.data, len(payload.buffers)
         )
         references.send(message, payload.buffers, payload.holds)
         return True
@@ -183,8 +193,9 @@ class _Watcher:
 
 def _watch(references: References, message: WatchPromise, _: Buffers) -> None:
     export = references.exports.get(message.number)
-    if export is not None and isinstance(export.target, Promise):
-        export.target.when_resolved(_Watcher(references, export.target, message))
+    # A reference that came again before the loss of the one before was told watches again.
+    if export is not None and isinstance(export.target, Promise) and message.sender not in export.held:
+        _Watcher(references, export, message.sender)
 
 
 def _outcome(references: References, message: PromiseResolved | ResolvePromise, buffers: Buffers) -> Result[Any]:
@@ -192,7 +203,7 @@ def _outcome(references: References, message: PromiseResolved | ResolvePromise, 
         return Raised(unpack_failure(message.data, buffers, references.pickling), None)
     try:
         return Returned(references.pickling.loads(message.data, buffers))
-    except NotPicklable as error:
+    except DomainsError as error:
         return Raised(error, None)
 
 

@@ -70,6 +70,17 @@ class Export:
         self.held: dict[int, Any] = {}
 
 
+class _Hold:
+    """A pickle's journey: what must live meanwhile, and the address that it was sent to, if that is known."""
+
+    __slots__ = ("export", "target", "to")
+
+    def __init__(self, target: Any, export: Export | None) -> None:
+        self.target = target
+        self.export = export
+        self.to: int | None = None
+
+
 class Kind:
     """How one class of objects travels, what others may have done to them, and what becomes of what others hold."""
 
@@ -80,6 +91,8 @@ class Kind:
     """`operation(target, served, *args)` answers by `served.resume`, or raises, or returns what withdraws it."""
     tells: Mapping[str, Callable[..., None]] = MappingProxyType({})
     """`tell(export, sender, *args)`: what is done without an answer."""
+    failures: Mapping[str, Callable[[Export, int, BaseException], None]] = MappingProxyType({})
+    """The same for what comes with an exception, of whatever sort."""
 
     def make_reference(self, references: References, home: int, number: int, label: Any) -> Any:
         """A reference, in a domain that is not the home."""
@@ -89,7 +102,7 @@ class Kind:
         """What a reference should know of the object from the start: something small that can be pickled."""
         return target.label
 
-    def exported(self, target: Any) -> None:
+    def exported(self, export: Export) -> None:
         """It is about to be known to others for the first time."""
 
     def dropped(self, target: Any) -> None:
@@ -117,10 +130,10 @@ class References:
         self.exports: dict[int, Export] = {}
         self._by_identity: dict[int, Export] = {}
         self._imports: dict[tuple[int, int], weakref.ref[Any]] = {}
-        self._holds: dict[int, tuple[Any, Export | None]] = {}
+        self._holds: dict[int, _Hold] = {}
         self._kept: set[int] = set()  # holds of pickles that are sent again if they are lost
         self._latest_hold = 0
-        self._sent: dict[Conversation, set[int]] = {}
+        self._conversations: set[Conversation] = set()
         self._routes: dict[int, Conversation] = {}
         self._children: dict[int, Conversation] = {}
         self._parent: Conversation | None = None
@@ -151,7 +164,7 @@ class References:
         """Take part in a conversation that has not started."""
         if self._introductions is not None:
             self._introductions.converse(conversation)
-        self._sent[conversation] = set()
+        self._conversations.add(conversation)
         conversation.handle(Introduce, lambda message, _: self._introduced(conversation, message))
         self.handle(conversation, HoldReference, self._hold)
         self.handle(conversation, DischargeHold, self._discharged)
@@ -160,7 +173,7 @@ class References:
         self.calls.converse(conversation)
         for kind in self.kinds.values():
             kind.converse(self, conversation)
-        conversation.when_gone(lambda _: self.discharge(self._sent.pop(conversation)))
+        conversation.when_gone(lambda _: self._conversations.discard(conversation))
         conversation.send(Introduce(self.address))
 
     def handle(self, conversation: Conversation, message_type: type, handler: Callable[[Any, Buffers], None]) -> None:
@@ -191,11 +204,17 @@ class References:
             if not isinstance(message, HomeGone | ReleaseReference | DischargeHold):
                 self._answer_gone(message)
             return
-        if holds:
-            self._sent[conversation].update(holds)
+        for hold in holds:
+            if hold in self._holds:  # else it was discharged while the message waited for its way
+                self._holds[hold].to = message.to
         conversation.send(message, buffers)
         if asyncio._get_running_loop() is None:
             conversation.link.flush()  # a plain job keeps the loop from its turn, and others should not wait for that
+
+    def is_latest(self, message: Any) -> bool:
+        """Whether nothing was sent to its receiver since this message, which has not left yet either."""
+        route = self._routes.get(message.to)
+        return route is not None and route.link.latest is message and threading.get_ident() == self._thread
 
     def _seek(self, message: Any, buffers: Any, holds: Iterable[int]) -> None:
         assert self._meetings is not None
@@ -302,7 +321,7 @@ class References:
         self.calls.home_gone(home, error)
         # Nobody is left to say that these have arrived.
         self.discharge(
-            [hold for hold, (target, export) in self._holds.items() if export is None and target.home == home]
+            [hold for hold, found in self._holds.items() if found.export is None and found.target.home == home]
         )
 
     def pump(self, home: int) -> None:
@@ -317,7 +336,7 @@ class References:
         running = asyncio._get_running_loop()
         asyncio._set_running_loop(self._loop)  # in a plain job none is said to run
         try:
-            wait_for([conversation.link for conversation in self._sent])
+            wait_for([conversation.link for conversation in self._conversations])
         finally:
             asyncio._set_running_loop(running)
 
@@ -334,15 +353,15 @@ class References:
             home, number, home_name = self.address, export.number, current().name
         else:
             home, number, home_name = target.home, target.number, target.home_name
-        self._holds[hold] = (target, export)
+        self._holds[hold] = _Hold(target, export)
         self.pickling.holds.append(hold)
         return _open, (kind.name, home, number, home_name, self.address, hold, kind.label_of(target))
 
     def _export(self, target: Any, kind: Kind) -> Export:
         export = self._by_identity.get(id(target))
         if export is None:
-            kind.exported(target)
             export = Export(_random_number(), target, kind.name)
+            kind.exported(export)
             self.exports[export.number] = self._by_identity[id(target)] = export
         return export
 
@@ -351,9 +370,9 @@ class References:
         for hold in holds:
             self._kept.discard(hold)
             found = self._holds.pop(hold, None)
-            if found is not None and found[1] is not None:
-                found[1].holds -= 1
-                self._drop_if_unused(found[1])
+            if found is not None and found.export is not None:
+                found.export.holds -= 1
+                self._drop_if_unused(found.export)
 
     def keep(self, holds: Iterable[int]) -> None:
         """These pickles may be opened more than once: that one has arrived does not discharge them."""
@@ -364,8 +383,8 @@ class References:
         for hold in holds:
             self._kept.discard(hold)
             found = self._holds.pop(hold, None)
-            if found is not None and found[1] is not None:
-                export = found[1]
+            if found is not None and found.export is not None:
+                export = found.export
                 export.holds -= 1
                 if not export.holders and not export.holds:
                     self.kinds[export.kind].holder_gone(export, error)
@@ -443,8 +462,6 @@ class References:
         self._send_discharge(message.issuer, message.hold)
 
     def _discharged(self, message: DischargeHold, _: Buffers) -> None:
-        for holds in self._sent.values():
-            holds.discard(message.hold)
         self._arrived(message.hold)
 
     def _arrived(self, hold: int) -> None:
@@ -459,6 +476,7 @@ class References:
             self._drop_if_unused(export)
 
     def _forget_holder(self, holder: int, error: DomainsError) -> None:
+        self.undelivered([hold for hold, found in self._holds.items() if found.to == holder], error)
         self.calls.caller_gone(holder)
         for callback in self.when_domain_gone:
             callback(holder, error)

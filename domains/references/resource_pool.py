@@ -41,7 +41,12 @@ class ResourcePoolReference(RemoteObject, Pool[T]):
     async def _use_from_afar(self, never_wait: bool) -> AsyncIterator[T]:
         check()
         call = self._calls.begin(self, "use", (never_wait,))
-        resource = await call.outcome()
+        try:
+            resource = await call.outcome()
+        except BaseException:
+            # It may have been handed out, and have failed on its way.
+            self._tell("give_back", call.number)
+            raise
         try:
             yield resource
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from domains.errors import DomainsError
@@ -51,7 +52,7 @@ class SemaphoreKind(Kind):
     def __init__(self) -> None:
         self.operations = {
             "acquire": _acquire,
-            "release": lambda semaphore, served: served.resume(semaphore.release()) and None,
+            "release": _release_too_many,
             "value": lambda semaphore, served: served.resume(semaphore.value) and None,
         }
         self.tells = {"release": _release}
@@ -61,7 +62,8 @@ class SemaphoreKind(Kind):
 
     def domain_gone(self, export: Export, sender: int, error: DomainsError) -> None:
         for _ in range(export.held.pop(sender, 0)):
-            export.target.release()
+            with contextlib.suppress(ValueError):  # somebody else has released it in its stead
+                export.target.release()
 
 
 class _Permit:
@@ -97,7 +99,21 @@ def _acquire(semaphore: Semaphore, served: Served) -> Withdraw | None:
     return lambda _: withdraw(permit)
 
 
+def _release_too_many(semaphore: Semaphore, served: Served) -> None:
+    """The sender knows of no permit that it has; perhaps by an earlier reference of its."""
+    semaphore.release()
+    _give_back(served.export, served.sender)
+    served.resume(None)
+
+
 def _release(export: Export, sender: int) -> None:
-    if export.held.get(sender, 0):
-        export.held[sender] -= 1
+    _give_back(export, sender)
     export.target.release()
+
+
+def _give_back(export: Export, sender: int) -> None:
+    held = export.held.get(sender, 0)
+    if held > 1:
+        export.held[sender] = held - 1
+    elif held:
+        del export.held[sender]

@@ -1,0 +1,290 @@
+"""What goes wrong in the use of an object is told to its user, gives back what was taken, and disturbs no other."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+from typing import Any
+
+import pytest
+
+from domains import (
+    Condition,
+    DomainDied,
+    Mutex,
+    NotPicklable,
+    Poisoned,
+    Pool,
+    Promise,
+    Resolver,
+    Semaphore,
+    Stream,
+    Switch,
+    fiber,
+)
+
+from . import moments
+from .remote import in_pool
+
+
+class Unpicklable(Exception):
+    def __init__(self) -> None:
+        super().__init__("cannot travel")
+        self.lock = threading.Lock()
+
+
+class Unopenable(Exception):
+    """Is pickled, and cannot be rebuilt."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__("one argument")
+
+
+# Semaphores
+
+
+_kept: list[Any] = []
+
+
+async def acquire(semaphore: Semaphore) -> None:
+    await semaphore.acquire()
+    _kept.append(semaphore)
+
+
+async def release_kept() -> None:
+    _kept.pop().release()
+
+
+async def forget() -> None:
+    _kept.clear()
+    gc.collect()
+    await fiber.yield_now()
+
+
+def test_a_permit_that_was_released_in_its_stead_is_not_released_when_its_domain_dies(link: str) -> None:  # S50
+    async def main(pool: Any) -> None:
+        semaphore = Semaphore(1)
+        async with pool._manager.spawn() as domain:
+            await domain.call(acquire, semaphore)
+            semaphore.release()
+            os.kill(domain.pid, signal.SIGKILL)
+            with pytest.raises(DomainDied):
+                await domain.call(fiber.await_cancel)
+        assert semaphore.value == 1
+
+    in_pool(main, link)
+
+
+@pytest.mark.parametrize("last", [forget, release_kept])
+def test_a_permit_that_was_released_in_its_stead_leaves_the_domain_alive(link: str, last: Any) -> None:  # S50
+    async def main(pool: Any) -> None:
+        semaphore = Semaphore(1)
+        async with pool._manager.spawn() as domain:
+            await domain.call(acquire, semaphore)
+            semaphore.release()
+            await domain.call(last)
+            references = pool._manager.references
+            while references.exports:
+                await domain.call(forget)
+            assert domain.alive
+        assert semaphore.value == 1
+
+    in_pool(main, link)
+
+
+async def release_by_another_reference(semaphore: Semaphore) -> None:
+    semaphore._held = 0  # type: ignore[attr-defined]  # as one that came before the loss of the last was told
+    semaphore.release()
+
+
+def test_a_permit_released_by_a_later_reference_is_released_once(link: str) -> None:  # S50
+    async def main(pool: Any) -> None:
+        semaphore = Semaphore(2)
+        await semaphore.acquire()
+        async with pool._manager.spawn() as domain:
+            await domain.call(acquire, semaphore)
+            await domain.call(release_by_another_reference, semaphore)
+            assert semaphore.value == 1
+            os.kill(domain.pid, signal.SIGKILL)
+            with pytest.raises(DomainDied):
+                await domain.call(fiber.await_cancel)
+        assert semaphore.value == 1
+
+    in_pool(main, link)
+
+
+# Mutexes
+
+
+async def fail_writing(mutex: Mutex, error: str) -> None:
+    async with mutex.rw():
+        raise Unpicklable if error == "unpicklable" else Unopenable(1, 2)
+
+
+@pytest.mark.parametrize("error", ["unpicklable", "unopenable"])
+def test_a_section_that_fails_with_what_cannot_travel_poisons_all_the_same(link: str, error: str) -> None:  # S46
+    async def main(pool: Any) -> None:
+        mutex = Mutex()
+        with pytest.raises(NotPicklable):
+            await pool.submit(fail_writing, mutex, error, weight=0.1)
+        with pytest.raises(Poisoned) as caught:
+            await mutex.lock()
+        assert isinstance(caught.value.__cause__, NotPicklable)
+
+    in_pool(main, link)
+
+
+# Pools of resources
+
+
+async def use(resources: Pool[Any]) -> None:
+    async with resources.use():
+        raise AssertionError("it cannot travel")
+
+
+class Opens:
+    """Cannot be rebuilt anywhere."""
+
+    def __reduce__(self) -> Any:
+        return _refuse, ()
+
+
+def _refuse() -> None:
+    raise ValueError("not here")
+
+
+@pytest.mark.parametrize("make", [threading.Lock, Opens])
+def test_a_resource_that_cannot_travel_comes_back(link: str, make: Any) -> None:  # S54
+    async def main(pool: Any) -> None:
+        resources: Pool[Any] = Pool(1, make)
+        for _ in range(2):
+            with pytest.raises(NotPicklable):
+                await pool.submit(use, resources, weight=0.1)
+        async with resources.use():
+            pass
+
+    in_pool(main, link)
+
+
+# Conditions
+
+
+async def make_condition() -> Condition:
+    return Condition()
+
+
+async def wait_with_mutex(mutex: Mutex, condition: Condition, waits: Resolver[None]) -> tuple[bool, bool]:
+    async with mutex.ro():
+        waits.resolve(None)
+        try:
+            await condition.wait(mutex)
+        except DomainDied:
+            return mutex._is_mine(), mutex.is_locked
+    raise AssertionError("the condition's home is alive")
+
+
+def test_a_wait_whose_condition_dies_holds_the_mutex_again(link: str) -> None:  # S51
+    async def main(pool: Any) -> None:
+        mutex = Mutex()
+        promise, waits = Promise[None].create()
+        async with pool._manager.spawn() as domain, Switch() as switch:
+            condition = await domain.call(make_condition)
+            there = pool.submit_fork(switch, wait_with_mutex, mutex, condition, waits, weight=0.1)
+            await promise
+            async with mutex.ro():  # it can be locked only once the other waits
+                os.kill(domain.pid, signal.SIGKILL)
+            assert await there == (True, True)
+            with pytest.raises(DomainDied):
+                await domain.call(fiber.await_cancel)
+        assert not mutex.is_locked
+
+    in_pool(main, link)
+
+
+# Resolvers and promises
+
+
+def test_a_resolver_lost_with_the_domain_that_it_was_sent_to_fails_its_promise(link: str) -> None:  # S37
+    async def main(pool: Any) -> None:
+        promise, resolver = Promise[None].create()
+        stream: Stream[Any] = Stream(1)
+        async with pool._manager.spawn() as domain, Switch() as switch:
+            there = switch.fork_promise(domain.call, take_and_die, stream)
+            while not stream._takers:
+                await fiber.yield_now()
+            await stream.add(resolver)
+            with pytest.raises(DomainDied):
+                await promise
+            with pytest.raises(DomainDied):
+                await there
+
+    in_pool(main, link)
+
+
+async def take_and_die(stream: Stream[Any]) -> None:
+    """Dies before it opens what it was sent."""
+    references = moments.registry()
+    for conversation in references._conversations:
+        handlers = conversation._handlers
+        for kind in list(handlers):
+            if kind.__name__ == "CallAnswered":
+                handlers[kind] = lambda message, buffers: moments.die()
+    await stream.take()
+
+
+async def look(promise: Promise[Any]) -> bool:
+    return promise.is_resolved
+
+
+def test_a_promise_keeps_no_watcher_whose_reference_is_gone(link: str) -> None:
+    async def main(pool: Any) -> None:
+        promise, resolver = Promise[None].create()
+        references = pool._manager.references
+        for _ in range(5):
+            assert not await pool.submit(look, promise, weight=0.1)
+            while references.exports:
+                await pool.submit(gc.collect, weight=0.0)
+        assert not promise._waiters
+        resolver.resolve(None)
+
+    in_pool(main, link)
+
+
+# Broken answers
+
+
+def test_an_item_that_cannot_be_opened_fails_its_take_alone(link: str) -> None:
+    async def main(pool: Any) -> None:
+        stream: Stream[Any] = Stream(2)
+        await stream.add(Opens())
+        await stream.add(1)
+        assert await pool.submit(take_two, stream, weight=0.1) == ["NotPicklable", 1]
+
+    in_pool(main, link)
+
+
+async def take_two(stream: Stream[Any]) -> list[Any]:
+    seen: list[Any] = []
+    for _ in range(2):
+        try:
+            seen.append(await stream.take())
+        except NotPicklable as error:
+            seen.append(type(error).__name__)
+    return seen
+
+
+def test_a_tell_that_cannot_be_done_is_logged_and_leaves_the_link_alone(
+    link: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main(pool: Any) -> None:
+        async with pool._manager.spawn() as domain:
+            semaphore = Semaphore(1)
+            await domain.call(acquire, semaphore)
+            semaphore.release()
+            await domain.call(release_kept)
+            assert domain.alive
+        assert "could not release" in caplog.text
+
+    in_pool(main, link)
