@@ -295,6 +295,24 @@ class LogRecord(Struct, tag=41, array_like=True):
     buffers: int
 
 
+class AddItems(Struct, tag=58, array_like=True):
+    """To a stream's home: items for places that the sender was promised. Bytes are the pickle of what is no scalar."""
+
+    to: int
+    sender: int
+    number: int
+    items: list[Any]
+    buffers: int
+
+
+class RecallPlaces(Struct, tag=59, array_like=True, gc=False):
+    """From a stream's home: give back the places that you were promised and have not used."""
+
+    to: int
+    sender: int
+    number: int
+
+
 class Seek(Struct, tag=54, array_like=True):
     """From a domain to its parent: the sender has something to say to that address, and would like a direct link."""
 
@@ -371,6 +389,8 @@ Message = (
     | TellObject
     | ConfigureLogging
     | LogRecord
+    | AddItems
+    | RecallPlaces
     | Seek
     | Meet
     | Bound

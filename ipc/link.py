@@ -106,6 +106,11 @@ class Link(ABC):
         return self.state is LinkState.OPEN or self.state is LinkState.NEW
 
     @property
+    def latest(self) -> Any:
+        """The message that was sent last, while it waits for the end of the turn."""
+        return self._batch[-1] if self._batch else None
+
+    @property
     def has_unsent(self) -> bool:
         """Whether something that was sent has not been taken by the transport yet."""
         return bool(self._batch) or self.pending_bytes > 0

@@ -84,14 +84,14 @@ class Stream(Generic[T]):
             found, item = self._take()
             if found:
                 return item
-        if self._closed:
+        if self._is_drained:
             raise Closed(f"{self!r} has no more items")
         return await suspend(self._wait_to_take, "Stream.take", self)
 
     def take_nonblocking(self) -> T | None:
         """Take the first item, or return None if a take would have to wait. Raises Closed as `take`."""
         found, item = self._take()
-        if not found and self._closed:
+        if not found and self._is_drained:
             raise Closed(f"{self!r} has no more items")
         return item if found else None
 
@@ -123,7 +123,15 @@ class Stream(Generic[T]):
         if not self._closed:
             self._closed = True
             self._adders.throw_all(lambda: Closed(f"{self!r} was closed while an item waited to be added"))
-            self._takers.throw_all(lambda: Closed(f"{self!r} was closed and has no more items"))
+            self._tell_takers()
+
+    @property
+    def _is_drained(self) -> bool:
+        """Whether no more items can come, once those are taken that are there."""
+        return self._closed
+
+    def _tell_takers(self) -> None:
+        self._takers.throw_all(lambda: Closed(f"{self!r} was closed and has no more items"))
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self

@@ -1,0 +1,120 @@
+"""Places of a stream that are promised to another domain: used, recalled, or lost with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from domains import Closed, DomainDied, Promise, Resolver, Stream, Switch, timeout
+
+from .remote import in_pool
+
+
+async def add_some(stream: Stream[Any], items: list[Any]) -> int:
+    """Adds, and says how many places it was promised beyond that."""
+    for item in items:
+        await stream.add(item)
+    kept.append(stream)
+    return stream._places  # type: ignore[attr-defined]
+
+
+kept: list[Any] = []
+
+
+async def add_more(items: list[Any]) -> None:
+    for item in items:
+        await kept[0].add(item)
+
+
+async def forget() -> None:
+    kept.clear()
+
+
+def test_items_of_all_kinds_keep_their_order_and_their_type(link: str) -> None:  # S39
+    items = [0, 1, -(1 << 70), 1 << 61, 1.5, float("inf"), True, None, "text", "tëxt", b"bytes", (1, 2), {"a": [1]}]
+
+    async def main(pool: Any) -> list[Any]:
+        stream: Stream[Any] = Stream(1000)
+        async with Switch() as switch:
+            adding = pool.submit_fork(switch, add_some, stream, items * 3, weight=0.1)
+            seen = [await stream.take() for _ in range(len(items) * 3)]
+            assert await adding > 0
+        await pool.submit(forget, weight=0.1)
+        return seen
+
+    seen = in_pool(main, link)
+    assert seen == items * 3
+    assert [type(item) for item in seen] == [type(item) for item in items * 3]
+
+
+def test_who_waits_for_promised_places_gets_them(link: str) -> None:  # S39
+    async def main(pool: Any) -> list[int]:
+        stream: Stream[int] = Stream(8)
+        assert await pool.submit(add_some, stream, [0], weight=0.1) > 0
+        with timeout(20):
+            for number in range(1, 8):
+                await stream.add(number)  # as many as the stream has room for
+        assert not stream.add_nonblocking(8)
+        await pool.submit(forget, weight=0.1)
+        return [await stream.take() for _ in range(8)]
+
+    assert in_pool(main, link) == list(range(8))
+
+
+def test_a_closed_stream_ends_once_its_promises_have_returned(link: str) -> None:  # S42
+    async def main(pool: Any) -> list[int]:
+        stream: Stream[int] = Stream(8)
+        assert await pool.submit(add_some, stream, [0, 1], weight=0.1) > 0
+        stream.close()
+        with timeout(20):
+            seen = [item async for item in stream]
+        with pytest.raises(Closed):
+            await pool.submit(add_more, [2], weight=0.1)
+        await pool.submit(forget, weight=0.1)
+        return seen
+
+    assert in_pool(main, link) == [0, 1]
+
+
+async def add_and_stay(stream: Stream[int], added: Resolver[int]) -> None:
+    await stream.add(0)
+    added.resolve(stream._places)  # type: ignore[attr-defined]
+    await Promise.create("never")[0]
+
+
+def test_places_of_a_domain_that_dies_are_free_again(link: str) -> None:  # S41
+    async def main(pool: Any) -> int:
+        stream: Stream[int] = Stream(8)
+        places: Promise[int]
+        places, added = Promise.create()
+        async with pool._manager.spawn() as domain, Switch() as switch:
+            dying = switch.fork_promise(domain.call, add_and_stay, stream, added)
+            assert await places > 0
+            os.kill(domain.pid, signal.SIGKILL)
+            with pytest.raises(DomainDied):
+                await dying
+            with timeout(20):
+                for number in range(1, 8):
+                    await stream.add(number)
+        return len(stream)
+
+    assert in_pool(main, link) == 8
+
+
+async def change_after_adding(stream: Stream[list[int]]) -> None:
+    item = [0]
+    for number in range(5):
+        item[0] = number
+        await stream.add(item)
+
+
+def test_an_item_is_what_it_was_when_it_was_added(link: str) -> None:
+    async def main(pool: Any) -> list[list[int]]:
+        stream: Stream[list[int]] = Stream(20)
+        await pool.submit(change_after_adding, stream, weight=0.1)
+        return [await stream.take() for _ in range(5)]
+
+    assert in_pool(main, link) == [[number] for number in range(5)]
