@@ -1,7 +1,7 @@
 """Functions that travel: pickled once, sent once to each domain, opened once there.
 
 A function that the other side can import goes by name and is known by its identity from then on. Any other (of
-`__main__`, a lambda, a closure, a partial) is pickled by value at each use, since what it refers to may have
+`__main__`, a lambda, a closure, a partial) is pickled by value at each use, unless nothing that it refers to can have
 changed, and is known by its bytes: the same bytes are sent and opened once. Both tables are bounded: the least
 recently used is forgotten on both sides. A function that refers to objects with a home, such as streams, is not kept
 at all, for that would keep them alive: it goes with the arguments of each job.
@@ -17,6 +17,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from domains.errors import NotPicklable
+from domains.fingerprint import Fingerprint, fingerprint, is_same
 from domains.ipc.pickling import Pickling
 from domains.passed_function import call_passed, call_passed_async
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from domains.references.registry import ReferencePickling
 
 _MOST_KNOWN = 1024
+
+_LARGEST_KEPT_BYTES = 1 << 16
+"""A function whose pickle is larger, such as a partial with data, goes with the arguments of each job."""
 
 
 class Function(NamedTuple):
@@ -53,6 +57,7 @@ class FunctionCatalogue:
     def __init__(self, pickling: ReferencePickling) -> None:
         self._pickling = pickling
         self._by_identity: dict[object, Function] = {}
+        self._by_fingerprint: OrderedDict[object, tuple[Fingerprint, Function]] = OrderedDict()
         self._by_code: OrderedDict[bytes, Function] = OrderedDict()
         self._numbers = itertools.count(1)
 
@@ -63,14 +68,21 @@ class FunctionCatalogue:
             return known
         if not callable(f):
             raise TypeError(f"a job must be a function, not {type(f).__name__} {f!r}")
+        now = fingerprint(f) if type(f) is FunctionType else None
+        if now is not None and (before := self._by_fingerprint.get(f)) is not None and is_same(now, before[0]):
+            return before[1]
         code = self._pickling.dumps_function(f)
         is_async = inspect.iscoroutinefunction(f)
-        if self._pickling.holds:
+        if self._pickling.holds or len(code) > _LARGEST_KEPT_BYTES:
             self._pickling._begin_attempt()  # gives up the holds of this pickle, which nobody will open
             return self.add(call_passed_async if is_async else call_passed)._replace(name=name_of(f), passed=f)
         function = self.add_pickled(code, name_of(f), is_async)
         if plain and goes_by_name(f):
             self._by_identity[f] = function
+        elif now is not None:
+            self._by_fingerprint[f] = now, function
+            if len(self._by_fingerprint) > _MOST_KNOWN:
+                self._by_fingerprint.popitem(last=False)
         return function
 
     def add_pickled(self, code: bytes, name: str, is_async: bool) -> Function:
