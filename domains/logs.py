@@ -108,7 +108,7 @@ class _Forwarder(logging.Handler):
     def _pack(self, record: logging.LogRecord) -> tuple[LogRecord, list[Any]]:
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
-        text = record.getMessage()
+        text = record.getMessage().encode(errors="backslashreplace").decode()  # such as file names that are no text
         pickling = self._conversation.pickling
         extra = b""
         buffers: list[Any] = []

@@ -7,7 +7,8 @@ of a domain comes half as late again. Everything heavy is therefore imported ins
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from domains.launcher.warm import LauncherProcess
@@ -55,9 +56,20 @@ def run(
     with contextlib.suppress(OSError):  # whoever needs it tries again, and is told
         launcher = LauncherProcess()
     try:
-        from domains.program import run_program
+        with _interrupts_held():
+            from domains.program import run_program
 
         return run_program(main, launcher, domains, link, dump_on_signal)
     finally:
         if launcher is not None:
             launcher.close()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A Ctrl-C that comes meanwhile is raised afterwards: modules half imported, in C too, are not to be trusted."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

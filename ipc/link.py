@@ -150,7 +150,14 @@ class Link(ABC):
         self._batch_bytes = 0
         if buffers and self.carrier is not None:
             buffers = self.carrier.outgoing(buffers)
-        self._write(self._codec.encode(batch), buffers)
+        try:
+            envelope = self._codec.encode(batch)
+        except Exception as error:
+            # Somebody waits for what is in here: better they all hear of an end than never of anything.
+            kinds = ", ".join(sorted({type(message).__name__ for message in batch}))
+            self._broken(f"what was to be sent to {self.name} cannot be encoded ({kinds}): {error}", error)
+            return
+        self._write(envelope, buffers)
         if self.pending_bytes > HIGH_WATER_BYTES:
             self.is_congested = True
 

@@ -90,6 +90,19 @@ def test_what_is_sent_in_one_turn_is_one_frame(run):
     run(main)
 
 
+def test_what_cannot_be_encoded_ends_the_link_and_says_so(run):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        one.send("hello")
+        assert await second.heard(1) == ["hello"]
+        one.send("\ud800")  # a lone surrogate is no text
+        reason = await first.gone()
+        assert "cannot be encoded (str)" in str(reason)
+        assert isinstance(await second.gone(), ConnectionLost)
+
+    run(main)
+
+
 def test_flush_writes_without_waiting_for_the_turn_to_end(run):
     async def main(kind):
         one, first, other, second = kind.started_pair()

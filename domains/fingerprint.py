@@ -1,0 +1,80 @@
+"""Whether a function that travels by value is still what it was when it was pickled last.
+
+Pickling by value takes a hundred times as long as looking. A fingerprint is what a function's pickle is made from: its
+code, its defaults, and what its code finds by name in its module, and the same for functions found there. Two are equal
+if all these are the very same objects. There is none for a function that refers to anything that could change without
+becoming another object.
+"""
+
+from __future__ import annotations
+
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+Fingerprint = tuple[Any, ...]
+
+_MISSING = object()
+_IMMUTABLE = frozenset(
+    {int, float, str, bytes, bool, type(None), complex, range, type(...), ModuleType, BuiltinFunctionType}
+)
+_MOST_FUNCTIONS = 16
+"""A function that leads to more others than this is pickled anew each time."""
+
+_names: dict[CodeType, tuple[str, ...]] = {}
+
+
+def fingerprint(f: FunctionType) -> Fingerprint | None:
+    """What to compare with `is_same`; None if nobody can tell."""
+    found: list[Any] = []
+    functions = [f]
+    for function in functions:
+        if function.__closure__ is not None or function.__kwdefaults__ or function.__dict__:
+            return None
+        if len(functions) > _MOST_FUNCTIONS:
+            return None
+        code, defaults, names_there = function.__code__, function.__defaults__, function.__globals__
+        if defaults is not None and not _is_immutable(defaults):
+            return None
+        found.append(code)
+        found.append(defaults)
+        for name in _names.get(code) or _names_in(code):
+            value = names_there.get(name, _MISSING)
+            found.append(value)
+            kind = type(value)
+            if kind in _IMMUTABLE or value is _MISSING:
+                continue
+            if kind is FunctionType:
+                if value not in functions:
+                    functions.append(value)
+            elif not _is_immutable(value):
+                return None
+    return tuple(found)
+
+
+def is_same(one: Fingerprint, other: Fingerprint) -> bool:
+    if len(one) != len(other):
+        return False
+    for a, b in zip(one, other, strict=True):  # noqa: SIM110 - `all` of a generator takes twice as long
+        if a is not b:
+            return False
+    return True
+
+
+def _is_immutable(value: Any) -> bool:
+    kind = type(value)
+    if kind in _IMMUTABLE:
+        return True
+    if kind is tuple:
+        return all(_is_immutable(item) for item in value)
+    # A class of another module goes by name, whatever is in it.
+    return isinstance(value, type) and value.__module__ != "__main__"
+
+
+def _names_in(code: CodeType) -> tuple[str, ...]:
+    """What a code object, and those inside it, look up by name."""
+    names = dict.fromkeys(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names.update(dict.fromkeys(_names_in(constant)))
+    found = _names[code] = tuple(names)
+    return found
