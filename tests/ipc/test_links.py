@@ -92,7 +92,7 @@ def test_what_is_sent_in_one_turn_is_one_frame(run):
 
 def test_what_cannot_be_encoded_ends_the_link_and_says_so(run):
     async def main(kind):
-        one, first, other, second = kind.started_pair()
+        one, first, _, second = kind.started_pair()
         one.send("hello")
         assert await second.heard(1) == ["hello"]
         one.send("\ud800")  # a lone surrogate is no text
