@@ -185,6 +185,16 @@ def test_a_stream_closed_here_raises_there(link: str) -> None:  # S42
     in_pool(main, link)
 
 
+def test_a_capacity_that_makes_no_sense_is_refused_there_as_here(link: str) -> None:  # S43
+    async def main(pool: Any) -> None:
+        with pytest.raises(ValueError, match="capacity"):
+            await pool.submit(Stream, -1, weight=0.1)
+        with pytest.raises(TypeError, match="capacity"):
+            await pool.submit(Stream, 1.5, weight=0.1)
+
+    in_pool(main, link)
+
+
 async def add_then_return(stream: Stream[str]) -> str:
     await stream.add("item")
     return "result"

@@ -241,6 +241,22 @@ def test_cancelling_one_waiter_there_leaves_the_promise_alone(link):  # S35
     assert in_pool(main, link) == (True, 1)
 
 
+async def await_cancelled_failure(promise):
+    try:
+        await promise
+    except domains.Cancelled:
+        return domains.fiber.is_cancelled()
+
+
+def test_a_promise_that_failed_with_cancelled_raises_it_there_though_nobody_is_cancelled(link):  # S38
+    async def main(pool):
+        promise, resolver = Promise.create()
+        resolver.fail(domains.Cancelled())
+        assert await pool.submit(await_cancelled_failure, promise, weight=0.1) is False
+
+    in_pool(main, link)
+
+
 def kill_yourself(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
