@@ -48,6 +48,10 @@ class Contender:
         """Consume the results of mapping f over xs."""
         raise NotImplementedError
 
+    async def each(self, f: Callable[[Any], Any], xs: list[Any]) -> list[Any]:
+        """Run f once for each of xs, as jobs of their own, and return the results."""
+        raise NotImplementedError
+
     def workers(self) -> list[int]:
         """The process numbers of its workers."""
         raise NotImplementedError
@@ -78,8 +82,13 @@ class Ours(Contender):
                 await promise
 
     async def map(self, f: Callable[[Any], Any], xs: Iterable[Any], count: int) -> None:
-        async for _ in self._pool.map(f, xs, weight=1.0):
-            pass
+        await self._pool.map(f, xs, weight=1.0)
+
+    async def each(self, f: Callable[[Any], Any], xs: list[Any]) -> list[Any]:
+        async with domains.Switch() as switch:
+            promises = [self._pool.submit_fork(switch, f, x, weight=1.0) for x in xs]
+            return [await promise for promise in promises]
+        raise AssertionError
 
     def workers(self) -> list[int]:
         return [domain.pid for domain in self._pool.stats().domains if domain.pid is not None]
@@ -99,6 +108,9 @@ class OursInFibers(Ours):
                 switch.fork(submit)
 
     async def map(self, f: Callable[[Any], Any], xs: Iterable[Any], count: int) -> None:
+        raise NotImplementedError
+
+    async def each(self, f: Callable[[Any], Any], xs: list[Any]) -> list[Any]:
         raise NotImplementedError
 
 
@@ -123,6 +135,9 @@ class _Futures(Contender):
         futures = [self._executor.submit(f) for _ in range(count)]
         for future in futures:
             future.result()
+
+    async def each(self, f: Callable[[Any], Any], xs: list[Any]) -> list[Any]:
+        return [future.result() for future in [self._executor.submit(f, x) for x in xs]]
 
 
 class StandardExecutor(_Futures):
@@ -169,7 +184,10 @@ class StandardPool(Contender):
             result.get()
 
     async def map(self, f: Callable[[Any], Any], xs: Iterable[Any], count: int) -> None:
-        self._pool.map(f, xs)
+        self._pool.map(f, xs, chunksize=max(1, count // (WORKERS * 4)))  # of those tried, the best for no-ops
+
+    async def each(self, f: Callable[[Any], Any], xs: list[Any]) -> list[Any]:
+        return self._pool.map(f, xs, chunksize=1)
 
     def workers(self) -> list[int]:
         return [process.pid for process in self._pool._pool]  # type: ignore[attr-defined]

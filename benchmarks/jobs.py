@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 
@@ -20,6 +21,15 @@ def ignore(x: Any) -> None:
 
 def first_item(array: Any) -> float:
     return float(array[0])
+
+
+def compute(size: int) -> float:
+    """Count, and return how many seconds of the processor that took."""
+    started = time.process_time()
+    total = 0
+    for number in range(size):
+        total += number
+    return time.process_time() - started
 
 
 async def sleep_briefly() -> None:

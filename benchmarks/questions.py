@@ -17,8 +17,8 @@ import psutil
 
 import domains
 from benchmarks import first_result
-from benchmarks.contenders import Contender, contenders
-from benchmarks.jobs import first_item, nothing, same, sleep_briefly
+from benchmarks.contenders import WORKERS, Contender, contenders
+from benchmarks.jobs import compute, first_item, nothing, same, sleep_briefly
 
 
 class Answer(NamedTuple):
@@ -94,26 +94,39 @@ async def many_jobs(env: domains.Environment, scale: float) -> list[Answer]:
     return _medians(await _turns(env, 5, measure))
 
 
-async def async_jobs(env: domains.Environment, scale: float) -> list[Answer]:
-    count = int(2_000 * scale)
+async def async_jobs(most: int, weight: float, env: domains.Environment, scale: float) -> list[Answer]:
+    count = int(most * scale)
 
     async def measure(contender: Contender) -> float:
-        await contender.many_async(sleep_briefly, 4, 0.001)
+        await contender.many_async(sleep_briefly, 4, weight)
         started = time.perf_counter()
-        await contender.many_async(sleep_briefly, count, 0.001)
+        await contender.many_async(sleep_briefly, count, weight)
         return (time.perf_counter() - started) * 1e3
 
     return _medians(await _turns(env, 3, measure))
 
 
-async def mapping(env: domains.Environment, scale: float) -> list[Answer]:
-    count = int(200_000 * scale)
+async def mapping(most: int, env: domains.Environment, scale: float) -> list[Answer]:
+    count = int(most * scale)
 
     async def measure(contender: Contender) -> float:
-        await contender.map(same, range(2000), 2000)
+        await contender.map(same, range(count), count)
         started = time.perf_counter()
         await contender.map(same, range(count), count)
         return (time.perf_counter() - started) * 1e3
+
+    return _medians(await _turns(env, 3, measure))
+
+
+async def uneven_jobs(env: domains.Environment, scale: float) -> list[Answer]:
+    """How much longer 64 jobs that compute, some thirty times as long as others, take than on perfect cores."""
+    sizes = [int((1 + (number * 7919) % 32) * 40_000 * scale) for number in range(64)]
+
+    async def measure(contender: Contender) -> float:
+        await contender.each(compute, [1, 1, 1, 1])
+        started = time.perf_counter()
+        seconds = await contender.each(compute, sizes)
+        return (time.perf_counter() - started) / (sum(seconds) / WORKERS)
 
     return _medians(await _turns(env, 3, measure))
 
@@ -164,8 +177,11 @@ async def idle_memory(env: domains.Environment, scale: float) -> list[Answer]:
 QUESTIONS = [
     Question("round trip of one no-op job, median", "µs", round_trip),
     Question("20,000 no-op jobs submitted and awaited, per job", "µs", many_jobs),
-    Question("2,000 async jobs that sleep 10 ms", "ms", async_jobs),
-    Question("map of 200,000 no-ops", "ms", mapping),
+    Question("2,000 async jobs that sleep 10 ms", "ms", functools.partial(async_jobs, 2_000, 0.001)),
+    Question("20,000 async jobs that sleep 10 ms", "ms", functools.partial(async_jobs, 20_000, 0.0005)),
+    Question("map of 200,000 no-ops", "ms", functools.partial(mapping, 200_000)),
+    Question("map of 2,000,000 no-ops", "ms", functools.partial(mapping, 2_000_000)),
+    Question("64 uneven CPU-bound jobs, time over the ideal", "x", uneven_jobs),
     Question("a 16 MB NumPy argument", "ms", large_argument),
     Question("two workers and a first result, from nothing", "ms", time_to_first_result),
     Question("memory of an idle worker (USS)", "MB", idle_memory),

@@ -113,9 +113,7 @@ async def streams(env: domains.Environment, scale: float) -> Result:
 multiprocessing.set_start_method("forkserver", force=True)
 
 CONTESTS = [
-    Contest(
-        "promise resolved there, another here: round trip / Manager().Event", "µs", 0.3, True, promises_and_events
-    ),
+    Contest("promise resolved there, another here: round trip / Manager().Event", "µs", 0.3, True, promises_and_events),
     Contest("the same / bare ping-pong on such a link", "µs", 1.5, True, promises_and_links),
     Contest("mutex of another domain, lock + unlock / Manager().Lock", "µs", 0.05, True, mutexes),
     Contest("stream from a domain to another / multiprocessing.Queue", "items/s", 5.0, False, streams),
