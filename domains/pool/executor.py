@@ -46,7 +46,9 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
     first, more up to `max_domains` while jobs wait, and fewer again when some were idle for `idle` seconds. Each calls
     `initializer(*initargs)`, plain or `async`, before its first job. A domain is replaced after it was given `max_jobs`
     jobs, or when it holds more than `max_memory` bytes after a job; what it runs still ends there. A cancelled job may
-    keep its domain from everything else for `grace` seconds, then that is killed and replaced.
+    keep its domain from everything else for `grace` seconds, then that is killed and replaced. With `heartbeat_seconds`
+    a domain is asked for a sign of life that often, which a running Python job gives as well, and is killed and
+    replaced when it gives none until the next time: it was stopped, or is stuck in C code.
 
     Raises TypeError and ValueError for options that make no sense, NotPicklable for such an initializer.
     """
@@ -64,6 +66,7 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         max_memory: int | None = None,
         idle: float = 10.0,
         grace: float = GRACE_SECONDS,
+        heartbeat_seconds: float | None = None,
     ) -> None:
         self._options = checked_options(
             domain_count,
@@ -76,6 +79,7 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
             max_memory,
             idle,
             grace,
+            heartbeat_seconds,
         )
         self._manager = domain_mgr
         self._catalogue = domain_mgr.catalogue

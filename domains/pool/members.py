@@ -99,6 +99,7 @@ class Members:
         self._turns: list[Resolver[None]] = []
         self._closing = False
         self._shrinking: asyncio.TimerHandle | None = None
+        self._heartbeat_seconds = options.heartbeat_seconds
         self._initializer = None if options.initializer is None else manager.catalogue.add(options.initializer)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.kill)
@@ -159,7 +160,7 @@ class Members:
 
     def _recruit(self) -> None:
         options = self._options
-        handle = self._manager.open()
+        handle = self._manager.open(heartbeat_seconds=self._heartbeat_seconds)
         state = MemberState.SERVING if self._initializer is None else MemberState.STARTING
         member = self._by_handle[handle] = Member(handle, state)
         handle.grace_seconds = options.grace

@@ -19,6 +19,7 @@ class PoolOptions(NamedTuple):
     max_memory: int | None
     idle: float
     grace: float
+    heartbeat_seconds: float | None
 
 
 def checked_options(
@@ -32,6 +33,7 @@ def checked_options(
     max_memory: int | None,
     idle: float,
     grace: float,
+    heartbeat_seconds: float | None,
 ) -> PoolOptions:
     """Raises TypeError or ValueError, naming the argument, its value and what is allowed."""
     if domain_count is not None:
@@ -57,4 +59,5 @@ def checked_options(
         None if max_memory is None else checked_count("max_memory", max_memory, 1),
         checked_seconds("idle", idle),
         checked_seconds("grace", grace),
+        None if heartbeat_seconds is None else checked_seconds("heartbeat_seconds", heartbeat_seconds),
     )

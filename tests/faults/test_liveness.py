@@ -114,3 +114,23 @@ def test_a_heartbeat_that_is_none_is_a_value_error(seconds):
             env.domain_mgr.spawn(heartbeat_seconds=seconds)
 
     domains.run(main)
+
+
+def test_a_pool_replaces_a_domain_that_gives_no_sign_of_life(link):
+    async def main(env):
+        async with domains.ExecutorPool(env.domain_mgr, domain_count=1, heartbeat_seconds=SECONDS) as pool:
+            first = await pool.submit(_pid, weight=1.0)
+            with pytest.raises(DomainDied, match="no sign of life") as caught:
+                await pool.submit(_stuck_in_c, weight=1.0)
+            assert await pool.submit(_pid, weight=1.0) != first
+            return caught.value.fatal_traceback
+
+    assert "_stuck_in_c" in domains.run(main, link=link)
+
+
+def test_a_heartbeat_must_be_a_number_of_seconds():
+    async def main(env):
+        with pytest.raises(ValueError, match="heartbeat_seconds"):
+            domains.ExecutorPool(env.domain_mgr, heartbeat_seconds=-1)
+
+    domains.run(main)
