@@ -409,6 +409,9 @@ class References:
             return target
         reference = self.reference(home, number)
         if reference is None:
+            if (home, number) in self._imports:
+                # The one before is gone, and what it held with it; the home was not told yet.
+                self.send(ReleaseReference(home, self.address, number))
             reference = self.kinds[name].make_reference(self, home, number, label)
             reference.home_name = home_name
             self._imports[home, number] = weakref.ref(reference, self._dropper(home, number))

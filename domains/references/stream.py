@@ -9,6 +9,7 @@ A closed stream has no more items once every promise was used or has returned.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ from domains.scheduler.promise import Returned
 from domains.scheduler.stream import Stream
 
 T = TypeVar("T")
+
+_log = logging.getLogger("domains")
 
 _MOST_PROMISED = 1024
 _SMALL_INT = 1 << 62
@@ -152,11 +155,13 @@ class StreamReference(RemoteObject, Stream[T]):
 
     def close(self) -> None:
         self._tell("close")
+        self.recalled()  # no add of this domain comes behind its close
 
     def recalled(self) -> None:
         """Somebody else needs the places."""
         places, self._places = self._places, 0
-        self._tell("returned", places)
+        if places:
+            self._tell("returned", places)
 
     def home_gone(self, error: DomainsError) -> None:
         self._places = 0
@@ -257,7 +262,9 @@ class _Adder:
 
     def _answer(self) -> None:
         served = self._served
-        places = served.export.target.promise(served.export, served.sender)
+        export = served.export
+        # Meanwhile its domain may have died, and would never use nor return what it is promised.
+        places = export.target.promise(export, served.sender) if served.sender in export.holders else 0
         served.calls.send_answer(served.sender, served.call, Returned(places))
 
 
@@ -281,9 +288,8 @@ def _take(stream: SharedStream[Any], served: Served) -> Withdraw | None:
 
 
 def _returned(export: Export, sender: int, places: int) -> None:
-    if places:
-        export.held[sender] -= places
-        export.target.returned(places)
+    export.held[sender] -= places
+    export.target.returned(places)
 
 
 def _add_items(references: References, message: AddItems, buffers: Buffers) -> None:
@@ -294,7 +300,14 @@ def _add_items(references: References, message: AddItems, buffers: Buffers) -> N
     pickling = references.pickling
     export.held[message.sender] -= len(message.items)
     for packed in message.items:
-        stream.put(pickling.loads(packed, buffers) if type(packed) is bytes else packed)
+        try:
+            item = pickling.loads(packed, buffers) if type(packed) is bytes else packed
+        except DomainsError as error:
+            # Whoever added it was told long ago that it is done.
+            _log.error("an item that another domain added to %r is lost", stream, exc_info=error)
+            stream.returned(1)
+        else:
+            stream.put(item)
     if stream._closed:
         stream.settle()
 
