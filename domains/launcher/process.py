@@ -137,7 +137,7 @@ class Launcher:
             shutil.rmtree(path, ignore_errors=True)
 
     def disown(self) -> None:
-        """In a forked domain: let go of what belongs to the launcher alone."""
+        """In a forked domain, or at the end: let go of what belongs to the launcher alone."""
         self._control.close()
         for _, crash in self._children.values():
             os.close(crash)
@@ -157,6 +157,7 @@ def main(control_descriptor: int, become_domain: Callable[[Birth, dict[str, int]
     launcher_pid = os.getpid()
     born = launcher.serve()
     if born is None:
+        launcher.disown()
         sys.exit(0)
     birth, descriptors, crash = born
     _lead_own_group(0)
