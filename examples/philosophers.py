@@ -52,7 +52,8 @@ async def philosopher(
 async def dine(env: domains.Environment, seats: int, meals: int, dies: int | None = None) -> Dinner:
     """Let everybody eat so many meals. The philosopher whose seat is `dies` dies over the first."""
     forks = [domains.Mutex(label=f"fork {number}") for number in range(seats)]
-    events: domains.Stream[Event] = domains.Stream(2 * seats, label="table")
+    # Capacity 0: an event has been seen before its fork is put down, and so before the neighbour's next one.
+    events: domains.Stream[Event] = domains.Stream(0, label="table")
     dinner = Dinner([], [])
 
     async def sit(seat: int) -> None:
