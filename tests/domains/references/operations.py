@@ -275,7 +275,7 @@ class UseResource(Operation):
             self.returning = asyncio.ensure_future(use.__aexit__(None, None, None))
 
 
-class Force(Operation):
+class ForceAnew(Operation):
     async def make(self) -> tuple[Any, ...]:
         promise: Promise[str]
         promise, self.resolver = Promise.create()
@@ -283,8 +283,11 @@ class Force(Operation):
         async def compute() -> str:
             return await promise
 
-        self.lazy = Lazy(compute)
+        self.lazy = self.make_lazy(compute)
         return (self.lazy,)
+
+    def make_lazy(self, compute: Callable[[], Any]) -> Lazy[str]:
+        return Lazy(compute, cancel="restart")
 
     async def act(self, things: tuple[Any, ...], held: Hold) -> Any:
         value = await things[0].force()
@@ -293,6 +296,15 @@ class Force(Operation):
 
     def free(self) -> None:
         self.resolver.try_resolve("value")
+
+
+class Force(ForceAnew):
+    """Who is cancelled waits for the run all the same, for the sake of the others: so there is no withdrawing."""
+
+    withdrawal = ""
+
+    def make_lazy(self, compute: Callable[[], Any]) -> Lazy[str]:
+        return Lazy(compute)
 
 
 class AwaitPromise(Operation):
@@ -329,5 +341,5 @@ class AwaitFailure(AwaitPromise):
 
 OPERATIONS: list[type[Operation]] = [
     Take, Iterate, TakeClosed, Add, Rendezvous, Locked, Reading, Writing, ProtectedWriting, Acquire,
-    WaitNoMutex, Loop, WaitMutex, UseResource, Force, AwaitPromise, AwaitFailure,
+    WaitNoMutex, Loop, WaitMutex, UseResource, Force, ForceAnew, AwaitPromise, AwaitFailure,
 ]  # fmt: skip

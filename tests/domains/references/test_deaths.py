@@ -248,6 +248,7 @@ def plays(operation: type[Operation], places: str, names: Container[str]) -> lis
         for moment in MOMENTS
         for victim, place in (("home", home), ("user", user))
         if place != "main" and moment.name in names and (not moment.message or getattr(operation, moment.message))
+        if moment.stage != "cancel" or operation.withdrawal
     ]
 
 
