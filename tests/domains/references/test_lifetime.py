@@ -1,0 +1,224 @@
+"""What was sent to another domain and dropped there leaves nothing behind, on either side, however often."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from domains import Mutex, Promise, Resolver, Semaphore, Stream, Switch
+
+from . import moments
+from .remote import in_pool
+from .test_backpressure import MEGABYTE, peak_bytes
+
+AT_ONCE = 500
+_globals: list[Any] = []
+
+
+async def drop(*things: Any) -> None:
+    """Gets references, and forgets them."""
+
+
+async def touch(*things: Any) -> None:
+    """Asks them something first."""
+    for thing in things:
+        if isinstance(thing, Promise):
+            assert not thing.is_resolved
+        else:
+            repr(thing)
+
+
+async def tables() -> tuple[int, int, int, int]:
+    """What this domain knows of others' objects, others of its, and what is on its way."""
+    gc.collect()
+    await asyncio.sleep(0)
+    references = moments.registry()
+    return (
+        len(references._imports),
+        len(references.exports),
+        len(references._holds),
+        len(references.calls._pending) + len(references.calls.served),
+    )
+
+
+async def until_empty(domain: Any, left: int = 0) -> None:
+    """Wait for the last releases: each round trip lets what is under way arrive."""
+    for _ in range(1000):
+        if (await domain.call(tables))[0] == left:
+            return
+    raise AssertionError(await domain.call(tables))
+
+
+async def peak() -> int:
+    return peak_bytes()
+
+
+def send_and_drop(count: int, make: Callable[[], Any], use: Callable[..., Any], link: str) -> None:
+    async def main(pool: Any) -> None:
+        references = pool._manager.references
+        async with pool._manager.spawn() as domain:
+            early = (0, 0)
+            for begun in range(0, count, AT_ONCE):
+                await domain.call(use, *[make() for _ in range(AT_ONCE)])
+                if begun == count // 5 // AT_ONCE * AT_ONCE:
+                    early = peak_bytes(), await domain.call(peak)
+            await until_empty(domain)
+            assert await domain.call(tables) == (0, 0, 0, 0)
+            assert not references.exports
+            assert not references._holds
+            assert not references._by_identity
+            late = peak_bytes(), await domain.call(peak)
+            assert all(now - then < 8 * MEGABYTE for then, now in zip(early, late, strict=True)), (early, late)
+
+    in_pool(main, link)
+
+
+def promise() -> Promise[Any]:
+    return Promise[Any].create()[0]
+
+
+def resolver() -> Resolver[Any]:
+    return Promise[Any].create()[1]
+
+
+def stream() -> Stream[Any]:
+    return Stream(1)
+
+
+def semaphore() -> Semaphore:
+    return Semaphore(1)
+
+
+@pytest.mark.parametrize("use", [drop, touch])
+def test_promises_that_were_sent_and_dropped_leave_nothing(link: str, use: Any) -> None:
+    send_and_drop(20_000, promise, use, link)
+
+
+@pytest.mark.parametrize("make", [resolver, stream, semaphore, Mutex])
+def test_other_objects_that_were_sent_and_dropped_leave_nothing(make: Callable[[], Any]) -> None:
+    send_and_drop(10_000, make, drop, "socketpair")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_million_promises_that_were_sent_and_dropped_leave_nothing() -> None:
+    send_and_drop(1_000_000, promise, drop, "socketpair")
+
+
+async def make_many(count: int) -> list[Any]:
+    return [Stream(1) if number % 2 else Promise[Any].create()[0] for number in range(count)]
+
+
+def test_results_that_hold_references_leave_nothing_when_they_are_dropped(link: str) -> None:
+    async def main(pool: Any) -> None:
+        references = pool._manager.references
+        async with pool._manager.spawn() as domain:
+            for _ in range(20):
+                made = await domain.call(make_many, AT_ONCE)
+                assert len({*map(id, made)}) == AT_ONCE
+                assert len(references._imports) >= AT_ONCE
+                del made
+            gc.collect()
+            while (await domain.call(tables))[1:] != (0, 0, 0):
+                gc.collect()
+            assert not references._imports
+
+    in_pool(main, link)
+
+
+async def take_and_drop(items: Stream[Any], count: int) -> None:
+    for _ in range(count):
+        await items.take()
+
+
+async def send_through(items: Stream[Any], count: int) -> None:
+    for number in range(count):
+        await items.add(Stream(1) if number % 2 else Promise[Any].create()[0])
+
+
+@pytest.mark.parametrize("direction", ["there", "here", "between two others"])
+def test_references_inside_items_leave_nothing_when_they_are_dropped(link: str, direction: str) -> None:
+    count = 2_000
+
+    async def main(pool: Any) -> None:
+        references = pool._manager.references
+        items: Stream[Any] = Stream(10)
+        async with pool._manager.spawn() as one, pool._manager.spawn() as other:
+            async with Switch() as switch:
+                if direction == "there":
+                    switch.fork(one.call, take_and_drop, items, count)
+                    switch.fork(send_through, items, count)
+                elif direction == "here":
+                    switch.fork(one.call, send_through, items, count)
+                    switch.fork(take_and_drop, items, count)
+                else:
+                    switch.fork(one.call, send_through, items, count)
+                    switch.fork(other.call, take_and_drop, items, count)
+            gc.collect()
+            for domain in (one, other):
+                while await domain.call(tables) != (0, 0, 0, 0):
+                    gc.collect()
+            assert not references._imports
+            assert not references._holds
+
+    in_pool(main, link)
+
+
+async def keep(thing: Any) -> Any:
+    _globals.append(thing)
+    own: Stream[Any] = Stream(5)
+    return own
+
+
+async def kept() -> Any:
+    return _globals[0]
+
+
+async def forget() -> None:
+    _globals.clear()
+
+
+def test_a_reference_that_is_kept_there_works_later_and_is_released_when_it_is_forgotten(link: str) -> None:
+    async def main(pool: Any) -> None:
+        references = pool._manager.references
+        async with pool._manager.spawn() as domain:
+            here: Stream[Any] = Stream(5)
+            await domain.call(keep, here)
+            for _ in range(3):
+                assert (await domain.call(tables))[0] == 1
+            assert await domain.call(kept) is here
+            assert len(references.exports) == 1
+            await domain.call(forget)
+            await until_empty(domain)
+            assert not references.exports
+
+    in_pool(main, link)
+
+
+async def tie(thing: Any) -> Any:
+    """The object here holds the one there in an item, which holds the one here."""
+    own: Stream[Any] = Stream(5)
+    await own.add(thing)
+    return own
+
+
+def test_a_cycle_across_domains_dies_with_its_domain(link: str) -> None:
+    async def main(pool: Any) -> None:
+        references = pool._manager.references
+        async with pool._manager.spawn() as domain:
+            here: Stream[Any] = Stream(5)
+            there = await domain.call(tie, here)
+            await here.add(there)
+            del here, there
+            for _ in range(3):
+                gc.collect()
+                assert (await domain.call(tables))[:2] == (1, 1)
+            assert len(references.exports) == 1
+        gc.collect()
+        assert not references.exports
+
+    in_pool(main, link)
