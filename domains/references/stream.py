@@ -114,6 +114,8 @@ class StreamReference(RemoteObject, Stream[T]):
         self._calls = references.calls
         self._references = references
         self._places = 0  # promised to this domain, and not used yet
+        self._adding = 0  # fibers that wait for the answer to an add, which may promise more
+        self._recalled_early = False
         self._message: AddItems | None = None  # the latest that was sent; more is added to it while it is here
 
     def __repr__(self) -> str:
@@ -136,7 +138,14 @@ class StreamReference(RemoteObject, Stream[T]):
         if self._places:
             self._post(item)
         else:
-            self._places += await self._calls.begin(self, "add", (item,)).outcome()
+            self._adding += 1
+            try:
+                places = await self._calls.begin(self, "add", (item,)).outcome()
+            finally:
+                self._adding -= 1
+            self._places += places  # read only now: other fibers add as well meanwhile
+            if self._recalled_early:
+                self.recalled()
 
     def add_nonblocking(self, item: T) -> bool:
         if self._places:
@@ -159,6 +168,7 @@ class StreamReference(RemoteObject, Stream[T]):
 
     def recalled(self) -> None:
         """Somebody else needs the places."""
+        self._recalled_early = self._adding > 0  # the answers to these may have come before, and be read later
         places, self._places = self._places, 0
         if places:
             self._tell("returned", places)

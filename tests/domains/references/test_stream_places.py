@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from domains import Closed, DomainDied, Promise, Resolver, Stream, Switch, timeout
+from domains import Closed, DomainDied, Promise, Resolver, Stream, Switch, fiber, timeout
 
 from .remote import in_pool
 
@@ -118,3 +118,22 @@ def test_an_item_is_what_it_was_when_it_was_added(link: str) -> None:
         return [await stream.take() for _ in range(5)]
 
     assert in_pool(main, link) == [[number] for number in range(5)]
+
+
+async def add_at_once(stream: Stream[int], count: int) -> int:
+    """Fibers that add at the same time: each is promised places, and none of these may be forgotten."""
+    await fiber.iter(stream.add, range(count))
+    return stream._places  # type: ignore[attr-defined,no-any-return]
+
+
+def test_fibers_that_add_at_the_same_time_keep_all_that_they_are_promised(link: str) -> None:  # S39
+    async def main(pool: Any) -> None:
+        stream: Stream[int] = Stream(100)
+        await pool.submit(add_at_once, stream, 10, weight=0.1)
+        with timeout(10):
+            await fiber.iter(stream.add, range(90))  # all places that nobody has used can be had
+        assert len(stream) == 100
+        for _ in range(100):
+            stream.take_nonblocking()
+
+    in_pool(main, link)
