@@ -37,9 +37,10 @@ class Mutex:
     The label shows in errors and dumps.
     """
 
-    __slots__ = ("__weakref__", "_ahead", "_state", "_waiters", "_word", "label")
+    __slots__ = ("__weakref__", "_ahead", "_state", "_streak", "_waiters", "_word", "label")
 
-    _ahead: Any  # this and the next are for those that processes share, and unset in all others
+    _ahead: Any  # this and the next two are for those that processes share, and unset in all others
+    _streak: int
     _word: Any
 
     def __init__(self, label: str | None = None) -> None:

@@ -23,6 +23,10 @@ from domains.scheduler.context import Fiber, current_fiber
 from domains.scheduler.mutex import Mutex
 from domains.scheduler.suspend import suspend
 from domains.scheduler.waiters import Waiter, WaitQueue
+from domains.scheduler.yielding import yield_now
+
+_LONGEST_STREAK = 64
+"""So often the home's fibers may lock it, one after another, before others are heard."""
 
 _WRITES = 1
 """The note of a holder whose death poisons the mutex."""
@@ -51,6 +55,7 @@ class SharedMutex(Mutex):
         word = LockWord.create()
         mutex._word = word
         mutex._ahead = None
+        mutex._streak = 0
         mutex.__class__ = cls
         if mutex.is_poisoned:
             word.mark_poisoned()
@@ -65,7 +70,7 @@ class SharedMutex(Mutex):
         if word.is_mine:
             word.unlock()
         word.close()
-        del self._word, self._ahead
+        del self._word, self._ahead, self._streak
         self.__class__ = Mutex  # type: ignore[assignment]
 
     # As a mutex
@@ -88,7 +93,13 @@ class SharedMutex(Mutex):
             raise cancellation.tell(fiber)
         if self._state is fiber:
             raise RuntimeError(f"{self!r} is held by the very fiber that locks it: this would wait forever")
+        self._streak += 1
+        if self._streak > _LONGEST_STREAK:
+            # Whoever else wants it asks by a message, which is not read before the loop turns.
+            self._streak = 0
+            await yield_now()
         if not self._try_lock(fiber):
+            self._streak = 0
             await suspend(lambda suspension: self._queue(suspension, fiber), "Mutex.lock", self)
 
     def unlock(self) -> None:
