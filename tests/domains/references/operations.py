@@ -32,7 +32,7 @@ class Operation:
     answer = "CallAnswered"
     withdrawal = "WithdrawCall"
     tell = ""
-    """What the user says at the end of what it holds."""
+    """What the user is sure to say when it has what it asked for: that it has, or is done with it."""
     skip_requests = 0
     skip_answers = 0
 
@@ -231,9 +231,7 @@ class Loop(WaitNoMutex):
 class WaitMutex(WaitNoMutex):
     """The lock is free, so what waits is the wait itself."""
 
-    tell = "TellObject"
-    skip_requests = 1
-    skip_answers = 2
+    skip_answers = 1  # that the wait is registered
 
     async def make(self) -> tuple[Any, ...]:
         self.mutex = Mutex()
