@@ -16,7 +16,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -122,6 +124,7 @@ class ZeroMQLink(Link):
         self._connected = False
         self._again: asyncio.Handle | None = None
         self._settling: asyncio.TimerHandle | None = None
+        self._settles_at = 0.0  # the same for whoever keeps the loop, and with it its timers, from turning
         self._readers: list[int] = []
 
     @classmethod
@@ -189,6 +192,13 @@ class ZeroMQLink(Link):
 
     def _turn(self) -> None:
         self._context.check_keys()
+        lifeline = self._lifeline
+        if lifeline is not None and lifeline.fileno() in self._readers and _is_readable(lifeline):
+            self._lifeline_ended()
+        if self._settling is not None and time.monotonic() >= self._settles_at:
+            self._settling.cancel()
+            self._settled()
+            return
         self._work()
         self._hear_monitor()
 
@@ -302,6 +312,7 @@ class ZeroMQLink(Link):
                 return
             self._settling.cancel()
         self._settling = self._loop.call_at(deadline, self._settled)
+        self._settles_at = time.monotonic() + seconds
 
     def _settled(self) -> None:
         """All that the peer said has come: hear it, then its end."""
@@ -329,6 +340,10 @@ class ZeroMQLink(Link):
         self._socket.close(_LINGER_MS if orderly else 0)
         if self._lifeline is not None:
             self._lifeline.close()
+
+
+def _is_readable(connection: socket.socket) -> bool:
+    return bool(select.select([connection], [], [], 0)[0])
 
 
 def _events(connection: zmq.Socket[bytes]) -> int:

@@ -11,6 +11,7 @@ of it is left when its domain has died.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
@@ -74,6 +75,17 @@ class RemoteObject:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} travels only between domains: as a job's argument or result, or inside another one")
+
+
+class _Nothing(RemoteObject):
+    """No object, of another domain: what is asked of it comes back behind all that was sent there before."""
+
+    __slots__ = ("home", "home_name", "number")
+
+    def __init__(self, home: int) -> None:
+        self.home = home
+        self.number = 0
+        self.home_name = f"{home:x}"
 
 
 class Call:
@@ -165,6 +177,7 @@ class Calls:
         self._switch = switch
         self._numbers = itertools.count(1)
         self._pending: dict[int, Call] = {}
+        self._posted: set[int] = set()
         self.served: dict[tuple[int, int], Served] = {}
 
     def converse(self, conversation: Conversation) -> None:
@@ -176,8 +189,26 @@ class Calls:
 
     # The side that calls
 
+    def posted(self, home: int) -> None:
+        """Something was sent to this home that nobody waits for, though it counts as done."""
+        self._posted.add(home)
+
+    def settle(self, home: int | None = None) -> None:
+        """Before another domain may learn that something was done: see that what was posted elsewhere has arrived.
+
+        What goes to the same home goes the same way, and cannot overtake it. Blocks, for a round trip.
+        """
+        for address in [address for address in self._posted if address != home]:
+            self._posted.discard(address)
+            call = self.begin(_Nothing(address), "fence", ())
+            with contextlib.suppress(DomainsError):  # it has ended: then nothing arrives there any more
+                while call.result is None:  # that nothing is known there by this number is the answer
+                    self._references.pump(address)
+
     def begin(self, target: RemoteObject, operation: str, args: tuple[Any, ...]) -> Call:
         """Send a call; whoever begins one awaits its outcome."""
+        if self._posted:
+            self.settle(target.home)
         references = self._references
         payload = references.pickling.dumps(args, f"what {operation} of {target!r} was given") if args else None
         call = Call(self, next(self._numbers), target, operation)
@@ -194,9 +225,15 @@ class Calls:
             self._references.pump(call.home)
         if isinstance(call.result, Returned):
             return call.result.value
-        raise call.result.error
+        error = call.result.error
+        try:
+            raise error
+        finally:
+            del call, error  # or the error would keep this frame, and with it what called
 
     def tell(self, target: RemoteObject, operation: str, args: tuple[Any, ...]) -> None:
+        if self._posted:
+            self.settle(target.home)
         references = self._references
         payload = references.pickling.dumps(args, f"what {operation} of {target!r} was given") if args else None
         data, buffers, holds = payload or (b"", (), ())

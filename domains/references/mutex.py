@@ -268,6 +268,7 @@ class MutexReference(RemoteObject, Mutex):
             if not self.is_locked:
                 self._tell("unlocked_unlocked")
             raise RuntimeError(f"{self!r} can be unlocked only by its holder")
+        self._calls.settle()
         self._state = None
         if self._word.unlock():
             self._tell("freed")
@@ -294,6 +295,7 @@ class MutexReference(RemoteObject, Mutex):
         return True
 
     def _poison(self, cause: BaseException) -> None:
+        self._calls.settle()
         self._word.mark_poisoned()  # before it is free: nobody gets in between
         self._state = None
         self._word.unlock()

@@ -101,6 +101,7 @@ class ResolverReference(Resolver[T]):
 
     def _send(self, result: Result[T], payload: Payload) -> bool:
         references = self._references
+        references.calls.settle(self.home)
         if not self.promise._settle(result):
             references.discharge(payload.holds)
             return False

@@ -191,6 +191,7 @@ class StreamReference(RemoteObject, Stream[T]):
         ):
             packed, buffers, holds = self._references.pickling.dumps(item, f"an item for {self!r}")
         self._places -= 1
+        self._calls.posted(self.home)
         message = self._message
         if message is not None and not buffers and not holds and self._references.is_latest(message):
             message.items.append(packed)

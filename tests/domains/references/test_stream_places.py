@@ -6,9 +6,10 @@ import os
 import signal
 from typing import Any
 
+import numpy
 import pytest
 
-from domains import Closed, DomainDied, Promise, Resolver, Stream, Switch, fiber, timeout
+from domains import Closed, DomainDied, Mutex, Promise, Resolver, Stream, Switch, fiber, shared_array, timeout
 
 from .remote import in_pool
 
@@ -137,3 +138,26 @@ def test_fibers_that_add_at_the_same_time_keep_all_that_they_are_promised(link: 
             stream.take_nonblocking()
 
     in_pool(main, link)
+
+
+async def count_under_a_lock(mutex: Mutex, counts: Any, stream: Stream[int], rounds: int) -> None:
+    for _ in range(rounds):
+        async with mutex.ro():
+            counts[0] += 1
+            await stream.add(int(counts[0]))
+
+
+@pytest.mark.parametrize("capacity", [0, 8, 1000])
+def test_adds_that_a_mutex_puts_in_order_leave_in_that_order(link: str, capacity: int) -> None:  # S39
+    rounds = 100
+
+    async def main(pool: Any) -> list[int]:
+        mutex = Mutex()
+        stream: Stream[int] = Stream(capacity)
+        counts = shared_array(1, numpy.int64)
+        async with Switch() as switch:
+            for _ in range(3):
+                pool.submit_fork(switch, count_under_a_lock, mutex, counts, stream, rounds, weight=1.0)
+            return [await stream.take() for _ in range(3 * rounds)]
+
+    assert in_pool(main, link, 3) == list(range(1, 3 * rounds + 1))
