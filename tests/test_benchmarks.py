@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_a_quick_run_answers_a_question_and_writes_json(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "20,000", "--json", str(target)]
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "20,000 no-op", "--json", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(target.read_text())["results"]

@@ -144,7 +144,7 @@ class LocalProvider(Provider):
         self._kind = kind
         self._launcher = launcher
         self._meetings = kind if isinstance(kind, ZeroMQKind) else ZeroMQKind()
-        self._remains = kind.remains()  # what the launcher is to remove
+        self._remains: list[str] = []  # what the launcher is to remove
         self._connection: _LauncherConnection | None = None
 
     def launch(self, domain: int, name: str, codec: Codec, descriptors: Mapping[str, int]) -> DomainProcess:
@@ -174,7 +174,7 @@ class LocalProvider(Provider):
 
     def _connect(self) -> _LauncherConnection:
         if self._connection is None or self._connection.gone:
-            paths = self._remains
+            paths = self._remains = self._remains or self._kind.remains()
             launcher, self._launcher = self._launcher, None
             try:
                 self._connection = _LauncherConnection(launcher or LauncherProcess())
