@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -140,7 +141,7 @@ def test_a_domain_that_dies_as_its_add_is_done_keeps_no_places(link: str) -> Non
             await fiber.yield_now()
             await fiber.yield_now()
             os.kill(domain.pid, signal.SIGKILL)
-            with pytest.raises(DomainDied):
+            with contextlib.suppress(DomainDied):  # unless its answer was faster
                 await there
         assert await stream.take() == "late"
         for number in range(2):
