@@ -8,6 +8,9 @@ from typing import Any
 from domains.protocol import FULL_WEIGHT
 from domains.retry import Retry
 
+_MOST_PRIORITY = 1 << 63
+"""It travels as an integer of 64 bits when a job is submitted from elsewhere."""
+
 
 def checked_weight(weight: object) -> int:
     """A user's weight in millionths. Raises TypeError for what is no number, ValueError outside 0.0 to 1.0.
@@ -42,6 +45,15 @@ def checked_count(name: str, count: object, least: int) -> int:
     if count < least:
         raise ValueError(f"{name} must be at least {least}, but is {count}")
     return count
+
+
+def checked_priority(priority: object) -> int:
+    """Which of two waiting jobs starts first: the higher one. Raises TypeError for what is no int, and ValueError."""
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise TypeError(f"priority must be an int, not {type(priority).__name__} {priority!r}")
+    if not -_MOST_PRIORITY <= priority < _MOST_PRIORITY:
+        raise ValueError(f"priority must be from -2**63 to 2**63 - 1, but is {priority}")
+    return int(priority)
 
 
 def checked_retry(retries: object, on: Any, backoff: object) -> Retry | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, TypeVarTuple,
 from domains.domain import GRACE_SECONDS
 from domains.errors import Closed, DomainDied
 from domains.job import Job
-from domains.pool.checks import checked_retry, checked_seconds, checked_weight
+from domains.pool.checks import checked_priority, checked_retry, checked_seconds, checked_weight
 from domains.pool.dispatch import Dispatcher, Submissions
 from domains.pool.mapping import MapResults, map_over
 from domains.pool.options import checked_options
@@ -187,8 +187,8 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         the higher `priority` starts first.
 
         Raises what the job raises, with the remote traceback; DomainDied if its domain dies; NotPicklable; Closed
-        after the end of the pool; ValueError or TypeError for a weight that is none. Cancelling it cancels the job
-        where it runs, and waits until it has ended.
+        after the end of the pool; ValueError or TypeError for an argument that makes no sense. Cancelling
+        it cancels the job where it runs, and waits until it has ended.
         """
         fiber.check()
         dispatch = self._open()
@@ -198,13 +198,14 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
             self._references,
             checked_weight(weight),
             dispatch,
-            priority,
+            checked_priority(priority) if priority or type(priority) is not int else 0,
             None if retries == 0 else checked_retry(retries, retry_on, backoff),
         )
-        dispatch.push(job)
         if timeout is None:
+            dispatch.push(job)
             return await job.outcome()
-        with time_limit(timeout):
+        with time_limit(checked_seconds("timeout", timeout)):
+            dispatch.push(job)
             return await job.outcome()
 
     @overload

@@ -198,7 +198,7 @@ class Inbox:
             job.cancel(Cancelled())
 
     def _plan_cancelling(self, chosen: Callable[[Job[Any]], bool]) -> None:
-        if self._loop is not None:
+        if self._loop is not None and self._refusal is None:  # otherwise all has ended
             # Domains that are idle get their jobs first: the pool has planned that before.
             self._loop.call_soon(self._cancel_those, chosen)
 

@@ -49,6 +49,28 @@ def test_a_weight_that_is_no_number_is_a_type_error(link, weight):  # S64
     in_pool(main, link)
 
 
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ({"timeout": -1}, ValueError),
+        ({"timeout": float("nan")}, ValueError),
+        ({"timeout": "soon"}, TypeError),
+        ({"priority": "high"}, TypeError),
+        ({"priority": None}, TypeError),
+        ({"priority": 0.5}, TypeError),
+        ({"priority": True}, TypeError),
+        ({"priority": 1 << 63}, ValueError),
+    ],
+)
+def test_a_senseless_option_is_refused_before_anything_is_queued(link, option, error):
+    async def main(pool):
+        with pytest.raises(error, match=next(iter(option))):
+            await pool.submit(_answer, weight=1.0, **option)
+        assert pool.stats().queued == pool.stats().running == 0
+
+    in_pool(main, link)
+
+
 def test_weight_is_required(link):
     async def main(pool):
         with pytest.raises(TypeError):

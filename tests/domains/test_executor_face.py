@@ -544,6 +544,24 @@ def test_shutdown_without_waiting_lets_everything_end(gate: Path) -> None:
     executor.shutdown()
 
 
+@pytest.mark.parametrize("cancel_futures", [False, True])
+def test_shutdown_may_be_called_again(cancel_futures: bool) -> None:
+    executor = domains.PoolExecutor(1)
+    executor.shutdown(cancel_futures=cancel_futures)
+    executor = domains.PoolExecutor(1)
+    future = executor.submit(square, 3)
+    executor.shutdown()
+    executor.shutdown(cancel_futures=cancel_futures)
+    assert future.result(PATIENCE) == 9
+
+
+def test_a_block_that_ctrl_c_leaves_after_the_shutdown_ends_by_that() -> None:
+    with pytest.raises(KeyboardInterrupt), domains.PoolExecutor(1) as executor:
+        executor.submit(square, 3)
+        executor.shutdown()
+        raise KeyboardInterrupt
+
+
 def test_an_executor_that_nobody_has_any_more_ends_by_itself(gate: Path) -> None:
     executor = domains.PoolExecutor(1)
     futures = [executor.submit(pass_gate, gate), executor.submit(square, 3)]
