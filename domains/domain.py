@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from domains.conversation import Buffers, Conversation
 from domains.errors import Cancelled, Closed, ConnectionLost, DomainDied, DomainsError, DomainUnavailable
 from domains.failures import pack_failure
-from domains.functions import SentFunctions
+from domains.functions import Function, SentFunctions
 from domains.identity import current
 from domains.interruption import INTERRUPT_SIGNAL
 from domains.ipc.claims import OfferedClaims
@@ -99,6 +99,7 @@ class DomainHandle:
         self._process = process
         self._link_open = True
         self._functions = SentFunctions()
+        self._send = conversation.send
         self._when_answered: Callable[[Job[Any], float], None] | None = None
         self._when_lent: Callable[[Job[Any], bool], None] | None = None
         self._when_ended: list[Callable[[DomainHandle], None]] = []
@@ -146,28 +147,31 @@ class DomainHandle:
         assert self._when_lent is None
         self._when_lent = callback
 
-    def start(self, jobs: Iterable[Job[Any]]) -> None:
+    def start(self, jobs: Sequence[Job[Any]]) -> None:
         """Send jobs, having offered the tickets of those with a weight. Raises Closed or DomainDied."""
         if self.state is DomainState.ENDED:
             raise self.error()
         if self.state is DomainState.FINISHING:
             raise Closed(f"domain {self.name!r} is closed: it was asked to finish")
-        messages = [(job, job.message()) for job in jobs]
+        messages = [job.message() for job in jobs]
+        self.jobs.update(zip([message.job for message in messages], jobs, strict=True))
         if not self.link.is_open:
-            # It is as good as dead; how it ended, and with that what to tell the jobs, will be known soon.
-            self.jobs.update((message.job, job) for job, message in messages)
-            return
+            return  # it is as good as dead; how it ended, and with that what to tell the jobs, will be known soon
         # The offer comes first: a domain looks for it when the message arrives, and only then.
-        if tickets := [message.job for _, message in messages if message.weight]:
+        if tickets := [message.job for message in messages if message.weight]:
             self.claims.offer(tickets)
-        send = self.conversation.send
-        for job, message in messages:
-            if self._functions.is_new(job.function):
-                send(DefineFunction(job.function.number, job.function.code))
-                if surplus := self._functions.forget_surplus():
-                    send(ForgetFunctions(surplus))
-            self.jobs[message.job] = job
-            send(message, job.buffers)
+        function = None
+        for job, message in zip(jobs, messages, strict=True):
+            if job.function is not function:
+                function = job.function
+                self._define(function)
+            self._send(message, job.buffers)
+
+    def _define(self, function: Function) -> None:
+        if self._functions.is_new(function):
+            self._send(DefineFunction(function.number, function.code))
+            if surplus := self._functions.forget_surplus():
+                self._send(ForgetFunctions(surplus))
 
     def cancel(self, job: Job[Any], reason: BaseException) -> None:
         """Ask for the end of a job that was sent here; its answer still comes."""

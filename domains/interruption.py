@@ -43,17 +43,19 @@ class Interruptions:
         """Begin to listen for the signal."""
         signal.signal(INTERRUPT_SIGNAL, self._on_signal)
 
+    def serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Jobs will be called under this loop, which runs now."""
+        self._loop = loop
+
     def call(self, job: int, context: contextvars.Context, f: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Call a plain job as if no event loop ran in this thread, so that it may run one of its own."""
-        loop = asyncio.get_running_loop()
-        self._loop = loop
         asyncio._set_running_loop(None)
         self._job = job
         try:
             return _run_job(self, context, f, arguments)
         finally:
             self._job = NOBODY
-            asyncio._set_running_loop(loop)
+            asyncio._set_running_loop(self._loop)
             if self._asked:
                 self._raised = 0
                 self._loop_was_asked = False

@@ -30,6 +30,8 @@ from domains.variables import pack_variables
 
 T = TypeVar("T")
 
+_RETURNED_NONE: Returned[Any] = Returned(None)
+
 _tickets = itertools.count(1)
 _sequence = itertools.count()
 
@@ -39,6 +41,9 @@ class JobState(enum.Enum):
     SENT = "sent"
     CANCELLING = "cancelling"
     ENDED = "ended"
+
+
+_QUEUED, _SENT, _ENDED = JobState.QUEUED, JobState.SENT, JobState.ENDED  # to look up an enum's member takes long
 
 
 class Owner(Protocol):
@@ -112,31 +117,32 @@ class Job(Generic[T]):
         self.switch: Switch | None = None
         self.holder: Any = None  # the domain that has it, where a pool keeps account of that
         self.on_end: Callable[[Job[Any]], None] | None = None
-        self.state = JobState.QUEUED
+        self.state = _QUEUED
         self.promise: Promise[T] = Promise(function.name)
 
     def message(self) -> StartJob:
         """What to send to start it; from now on it is sent, under a new ticket."""
-        assert self.state is JobState.QUEUED
-        self.state = JobState.SENT
+        assert self.state is _QUEUED
+        self.state = _SENT
         self.ticket = next(_tickets)
         return StartJob(self.ticket, self.function.number, self.data, self.weight, self.variables, len(self.buffers))
 
     def handed_back(self) -> None:
         """Its domain has not started it, or has died and it may be tried again."""
-        assert self.state is JobState.SENT
-        self.state = JobState.QUEUED
+        assert self.state is _SENT
+        self.state = _QUEUED
 
     def returned(self, message: JobReturned, buffers: Buffers, pickling: Pickling) -> None:
         self.seconds = message.seconds
-        value: Any = None
         if message.data:
             try:
                 value = pickling.loads(message.data, buffers)
             except Exception as error:
                 self.fail(error)
                 return
-        self._end(Returned(value))
+            self._end(Returned(value))
+        else:
+            self._end(_RETURNED_NONE)
 
     def raised(
         self, message: JobRaised, buffers: Buffers, pickling: Pickling, reason: BaseException | None = None
@@ -150,8 +156,8 @@ class Job(Generic[T]):
             error = cancelled
         elif reason is not None and isinstance(error, Cancelled) and error.reason is None:
             error.reason = reason
-        if self.retry is not None and self.state is JobState.SENT and self.retry.allows(error):
-            self.state = JobState.QUEUED
+        if self.retry is not None and self.state is _SENT and self.retry.allows(error):
+            self.state = _QUEUED
             self.owner.try_again(self)
         else:
             self.fail(error)
@@ -164,8 +170,8 @@ class Job(Generic[T]):
         self._end(Raised(error, error.__traceback__))
 
     def _end(self, result: Result[T]) -> None:
-        assert self.state is not JobState.ENDED
-        self.state = JobState.ENDED
+        assert self.state is not _ENDED
+        self.state = _ENDED
         self.data = b""
         self.buffers = ()
         if self.holds:
@@ -184,7 +190,7 @@ class Job(Generic[T]):
 
     def cancel(self, reason: BaseException | None) -> None:
         """Nobody wants the result: it ends soon, unless it has already. Does not wait."""
-        if self.state is JobState.QUEUED or self.state is JobState.SENT:
+        if self.state is _QUEUED or self.state is _SENT:
             self.owner.cancel(self, reason or Cancelled())
 
     async def outcome(self) -> T:

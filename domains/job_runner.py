@@ -17,7 +17,7 @@ import inspect
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from domains.conversation import Buffers, Conversation
 from domains.errors import Cancelled, ConnectionLost
@@ -58,9 +58,8 @@ _QUICK_SECONDS = 0.0001
 """Results may wait in the batch for the next job while that is expected to take no longer than this."""
 
 
-class _Received(NamedTuple):
-    message: StartJob
-    buffers: Buffers
+_Received = tuple[StartJob, Buffers]
+"""A job's message, and the out-of-band buffers that came with it."""
 
 
 class _Known:
@@ -97,6 +96,7 @@ class JobRunner:
         self._claims = claims
         self._interruptions = interruptions
         self._busy_with = interruptions.busy_with
+        interruptions.serve(asyncio.get_running_loop())
         self._on_finished = on_finished
         self._functions = ReceivedFunctions(conversation.pickling)
         self._known: dict[int, _Known] = {}
@@ -132,9 +132,9 @@ class JobRunner:
 
     def _receive(self, message: StartJob, buffers: Buffers) -> None:
         if message.weight:
-            self._received[message.job] = _Received(message, buffers)
+            self._received[message.job] = message, buffers
         else:
-            self._at_once.append(_Received(message, buffers))
+            self._at_once.append((message, buffers))
 
     def _revoke(self, message: RevokeJobs, _: Buffers) -> None:
         for job in message.jobs:
@@ -154,13 +154,13 @@ class JobRunner:
             self._conversation.send(CancelHeard(job))
             scope.cancel(reason)
             return
-        if self._postponed is not None and self._postponed.message.job == job:
+        if self._postponed is not None and self._postponed[0].job == job:
             self._postponed = None
         elif job in self._received:
             del self._received[job]
             self._dropped.add(job)
         else:
-            waiting = next((waiting for waiting in self._at_once if waiting.message.job == job), None)
+            waiting = next((waiting for waiting in self._at_once if waiting[0].job == job), None)
             if waiting is None:
                 return  # it ended, and the answer is on its way
             self._at_once.remove(waiting)
@@ -190,7 +190,7 @@ class JobRunner:
     def _start_what_may(self) -> None:
         slice_end = time.perf_counter() + _SLICE_SECONDS
         while (received := self._next()) is not None:
-            self._busy_with[0] = received.message.job
+            self._busy_with[0] = received[0].job
             self._start(received)
             self._busy_with[0] = NOBODY
             if time.perf_counter() > slice_end:
@@ -211,7 +211,7 @@ class JobRunner:
 
     def _next(self) -> _Received | None:
         """The job to start now, if there is one and the parent reads the results."""
-        if not self._link.is_open or self._is_ending():
+        if not self._link.is_open or self._switch.is_cancelled:
             return None  # this domain has said goodbye or is about to, or its parent is gone
         if self._link.is_congested:
             self._link.when_writable(self._schedule_pump)
@@ -228,10 +228,9 @@ class JobRunner:
             if self._claimed is None:
                 if not self._received and not self._dropped:
                     return None
-                claimed = self._claims.claim(1)
-                if not claimed:
+                self._claimed = self._claims.claim()
+                if self._claimed is None:
                     return None
-                self._claimed = claimed[0]
             received = self._received.pop(self._claimed, None)
             if received is None and self._claimed not in self._dropped:
                 return None  # its message is on its way
@@ -242,7 +241,7 @@ class JobRunner:
         return None
 
     def _start(self, received: _Received) -> None:
-        message = received.message
+        message, buffers = received
         known = self._known.get(message.function)
         if self._unbegun and known is not None and not known.is_async:
             self._postponed = received
@@ -255,7 +254,7 @@ class JobRunner:
                 if self._unbegun and not known.is_async:
                     self._postponed = received
                     return
-            arguments = self._pickling.loads(message.data, received.buffers) if message.data else ()
+            arguments = self._pickling.loads(message.data, buffers) if message.data else ()
             context = self._base.copy()
             if message.variables:
                 unpack_variables(message.variables, self._pickling, context)
@@ -320,20 +319,13 @@ class JobRunner:
                 value = await call(*arguments)
             except BaseException as error:
                 self._end(message)
-                if isinstance(error, asyncio.CancelledError) and self._is_ending():
+                if isinstance(error, asyncio.CancelledError) and self._switch.is_cancelled:
                     return  # nobody cancelled the job: it is its domain that ends, and the parent tells of that
                 self._answer_raised(message.job, error, time.perf_counter() - started, f"job {known.name!r}")
             else:
                 self._end(message)
                 self._answer_returned(message, value, time.perf_counter() - started, known.name)
         self._schedule_pump()
-
-    def _is_ending(self) -> bool:
-        try:
-            self._switch.check()
-        except Cancelled:
-            return True
-        return False
 
     def _end(self, message: StartJob) -> None:
         del self._running[message.job]

@@ -16,6 +16,7 @@ import contextlib
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Iterable, Mapping
 
 _TOKEN_BYTES = 8
@@ -91,9 +92,13 @@ class ReceivedClaims(_Claims):
     def __init__(self, descriptors: Mapping[str, int]) -> None:
         super().__init__(descriptors["claims"], -1, descriptors["started"])
 
-    def claim(self, most: int) -> list[int]:
-        """Up to `most` jobs, in the order offered, that are now this domain's to start; [] when none is offered."""
-        return self._take(most)
+    def claim(self) -> int | None:
+        """The job whose turn it is, in the order offered, now this domain's to start; None when none is offered."""
+        try:
+            token = os.read(self._reading, _TOKEN_BYTES)
+        except BlockingIOError:
+            return None
+        return int.from_bytes(token, sys.byteorder) if token else None
 
     def mark_started(self, job: int) -> None:
         """Say that this job begins; every job offered before it has begun or was dropped."""

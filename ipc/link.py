@@ -75,6 +75,9 @@ class LinkState(enum.Enum):
     GONE = "gone"
 
 
+_NEW, _OPEN = LinkState.NEW, LinkState.OPEN  # to look up an enum's member takes long
+
+
 class Link(ABC):
     """One end of a link. Subclasses move frames; this class batches, counts, and keeps the state."""
 
@@ -103,7 +106,7 @@ class Link(ABC):
     @property
     def is_open(self) -> bool:
         """Whether something can still be sent."""
-        return self.state is LinkState.OPEN or self.state is LinkState.NEW
+        return self.state is _OPEN or self.state is _NEW
 
     @property
     def latest(self) -> Any:
@@ -127,8 +130,8 @@ class Link(ABC):
 
     def send(self, message: Any, buffers: Sequence[Buffer] = ()) -> None:
         """Add a message to this turn's batch. Raises ConnectionLost if the link is closing or gone."""
-        if self.state is not LinkState.OPEN:
-            if self.state is not LinkState.NEW:
+        if self.state is not _OPEN:
+            if self.state is not _NEW:
                 raise ConnectionLost(f"the link to {self.name} is {self.state.value}: nothing can be sent")
         elif not self._batch:
             self._loop.call_soon(self.flush)
@@ -142,7 +145,7 @@ class Link(ABC):
     def flush(self) -> None:
         """Write what was sent, as far as the peer takes it; the rest is written later."""
         batch = self._batch
-        if not batch or self.state is not LinkState.OPEN:
+        if not batch or self.state is not _OPEN:
             return
         buffers = self._batch_buffers
         self._batch = []

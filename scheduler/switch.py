@@ -43,6 +43,9 @@ class _State(enum.Enum):
     FINISHED = "finished"
 
 
+_OPEN = _State.OPEN  # to look up an enum's member takes long
+
+
 class Hook:
     """Something to be released when its switch ends."""
 
@@ -335,7 +338,8 @@ class Switch:
 
         The switch waits for it, and cancels it when it is cancelled itself, until `disown` is called.
         """
-        self.check_open()
+        if self._state is not _OPEN:
+            self.check_open()
         self._fibers += 1
         self._context.adopted[work] = None
         if self._context.cancellation is not None:
@@ -470,7 +474,7 @@ class Switch:
 
     def check_open(self) -> None:
         """Raise RuntimeError unless something can be started in it, here and now."""
-        if self._state is not _State.OPEN:
+        if self._state is not _OPEN:
             raise RuntimeError(f"{self!r} cannot start anything: fork inside its `async with` block")
         if running_loop() is not self._loop:
             raise RuntimeError(f"{self!r} belongs to another event loop or thread: fork only where it was entered")
@@ -574,6 +578,11 @@ class Switch:
         self._check_entered()
         if self._context.cancellation is not None:
             raise Cancelled(self._context.cancellation.reason)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `check` would raise Cancelled, from wherever it is asked."""
+        return self._context.cancellation is not None
 
     @property
     def error(self) -> BaseException | None:

@@ -17,8 +17,11 @@ def checked_weight(weight: object) -> int:
 
     A weight above zero never rounds to zero, so that it always counts.
     """
+    number: float
     if type(weight) is float or type(weight) is int:
-        number: float = weight
+        if 0.0 < weight <= 1.0:
+            return round(weight * FULL_WEIGHT) or 1
+        number = weight
     elif isinstance(weight, bool) or not hasattr(weight, "__float__"):
         raise TypeError(f"weight must be a number from 0.0 to 1.0, not {type(weight).__name__} {weight!r}")
     else:
@@ -26,7 +29,7 @@ def checked_weight(weight: object) -> int:
     if not 0.0 <= number <= 1.0:  # NaN fails this as well
         kind = "not a number" if math.isnan(number) else f"{weight!r}"
         raise ValueError(f"weight must be from 0.0 to 1.0, but is {kind}")
-    return max(round(number * FULL_WEIGHT), 1) if number else 0
+    return round(number * FULL_WEIGHT) or 1 if number else 0
 
 
 def checked_seconds(name: str, seconds: object) -> float:

@@ -26,21 +26,24 @@ from domains.scheduler.promise import Promise, Raised
 if TYPE_CHECKING:
     from domains.domain_manager import DomainManager
 
+_RETIRED = MemberState.RETIRED
+
 _AHEAD_SECONDS = 0.002
 """How much work is sent ahead to a busy domain: more than a turn of the parent's loop takes."""
 
-_MOST_AHEAD = 1024
+_MOST_AHEAD = 2048
 """The same as a number of jobs; well below `domains.ipc.claims.MOST_OFFERED`."""
+
+_MOST_PUSHED = 256
+"""After so many submissions in one turn of the loop the first are sent, so that domains begin while more come."""
 
 
 class Submissions(Protocol):
     """Where a pool's jobs go: the `Dispatcher` at its home, or what stands for that elsewhere."""
 
     size: int
-
-    @property
-    def refusal(self) -> DomainsError | None:
-        """Why no job may be submitted any more, or None."""
+    refusal: DomainsError | None
+    """Why no job may be submitted any more, or None."""
 
     def push(self, job: Job[Any], /) -> None: ...
     def cancel(self, job: Job[Any], reason: BaseException, /) -> None: ...
@@ -59,33 +62,31 @@ class Dispatcher:
         self._queue = JobQueue()
         self._resting: dict[Job[Any], asyncio.TimerHandle] = {}  # jobs that will be run again, after a while
         self._max_jobs = options.max_jobs or 0
-        self._closed: DomainsError | None = None
-        self._drained: DomainsError | None = None
+        self.closed: DomainsError | None = None
+        """Why nothing can be submitted any more, not even by jobs of this pool, or None."""
+        self.refusal: DomainsError | None = None
+        """The same for all others: of them nothing is taken while the pool is drained, either."""
         self.count = ProgressCount()
         self._unfinished = 0
         self._when_idle: list[Callable[[], object]] = []
         self._scheduled = False
+        self._pushed = 0
+        """How many jobs have come since this was dispatched last."""
         self._job_seconds: float | None = None
         self._sent_priority = 0
         self._members = Members(manager, options, self)
 
-    @property
-    def refusal(self) -> DomainsError | None:
-        return self._closed or self._drained
-
-    @property
-    def closed(self) -> DomainsError | None:
-        """As `refusal`, for jobs that are submitted by jobs of this pool: they go on while it is drained."""
-        return self._closed
-
     def push(self, job: Job[Any]) -> None:
         """Queue a job of which this is the owner; the pool must not be closed."""
-        assert self._closed is None
+        assert self.closed is None
         self._unfinished += 1
         self.count.submitted += 1
         self._queue.push(job)
         if not self._scheduled:
             self.changed()
+        self._pushed += 1
+        if self._pushed == _MOST_PUSHED:
+            self.answers_came()
 
     def cancel(self, job: Job[Any], reason: BaseException) -> None:
         """End a job that nobody wants any more: at once if it waits here, else where it is."""
@@ -123,7 +124,8 @@ class Dispatcher:
 
     def refuse(self) -> None:
         """Accept nothing more from outside."""
-        self._drained = Closed("the executor pool is being drained: it takes no new jobs")
+        if self.refusal is None:
+            self.refusal = Closed("the executor pool is being drained: it takes no new jobs")
 
     async def all_ended(self) -> None:
         """Wait until no job waits or runs."""
@@ -148,8 +150,8 @@ class Dispatcher:
         await self._members.close(CANCELLING_SECONDS)
 
     def _close(self) -> None:
-        if self._closed is None:
-            self._closed = Closed("the executor pool is closed: submit inside its `async with` block")
+        if self.closed is None:
+            self.closed = self.refusal = Closed("the executor pool is closed: submit inside its `async with` block")
 
     def _fail_waiting(self, failure: Callable[[], BaseException]) -> None:
         for job in self._queue.clear():
@@ -161,15 +163,14 @@ class Dispatcher:
 
     def broken(self, failure: DomainsError) -> None:
         """Nothing can be run any more: those who wait are told why."""
-        self._closed = failure
+        self.closed = self.refusal = failure
         self._fail_waiting(lambda: failure)
 
     # What the members tell
 
-    def answered(self, job: Job[Any], seconds: float) -> None:
+    def answered(self, member: Member, job: Job[Any], seconds: float) -> None:
         if job.holder is None:
             return  # not one of the pool's: a domain's initializer
-        member = self._members[job.holder]
         member.answered += 1
         if member.lent and job in member.lent:
             member.lent.discard(job)
@@ -179,11 +180,10 @@ class Dispatcher:
         if job.weight == FULL_WEIGHT:
             known = self._job_seconds
             self._job_seconds = seconds if known is None else known + (seconds - known) / 16
-        if member.state is MemberState.RETIRED and not member.handle.jobs:
+        if member.state is _RETIRED and not member.handle.jobs:
             self._members.done(member)
 
-    def weight_lent(self, job: Job[Any], lent: bool) -> None:
-        member = self._members[job.holder]
+    def weight_lent(self, member: Member, job: Job[Any], lent: bool) -> None:
         if lent:
             member.lent.add(job)
             member.load -= job.weight
@@ -195,7 +195,7 @@ class Dispatcher:
         """A domain has ended: what it had goes back to the queue, as far as it may."""
         handle = member.handle
         self._queue.put_back(self._let_go(handle.recover()))
-        if self._closed is None:
+        if self.closed is None:
             for job in self._let_go(handle.hand_back(_may_be_run_again)):
                 self._rest(job)
         for job in handle.jobs.values():
@@ -221,8 +221,8 @@ class Dispatcher:
 
     def try_again(self, job: Job[Any]) -> None:
         """A job of this pool has failed in a way that it may be run again after."""
-        if self._closed is not None:
-            job.fail(self._closed)
+        if self.closed is not None:
+            job.fail(self.closed)
         else:
             self._rest(job)
 
@@ -247,40 +247,60 @@ class Dispatcher:
     def answers_came(self) -> None:
         """Send what can be sent; called when jobs were submitted and when domains have answered."""
         queue = self._queue
+        self._pushed = 0
         if not len(queue):
             self._rebalance()
             return
         available = [m for m in self._members if m.serves and not self._is_congested(m)]
+        exhausted: list[Member] = []
+        while available and self._deal(available, exhausted):
+            pass
+        for member in available:
+            if member.batch:
+                self._send(member)
+        for member in exhausted:
+            self._send(member)
+            self._members.retire(member)
+        if len(queue) and all(member.load >= FULL_WEIGHT for member in available):
+            self._members.grow(len(queue))
+
+    def _deal(self, available: list[Member], exhausted: list[Member]) -> bool:
+        """Choose who gets the next jobs, as far as it is time for them. True if that has to be begun anew.
+
+        The least loaded gets the next job. What is only sent ahead is dealt by the hand, for it may be taken back.
+        """
         ahead = self._jobs_ahead()
-        max_jobs = self._max_jobs
-        while available and (job := queue.first()) is not None:
+        hand = min(ahead // 8, len(self._queue) // (4 * len(available)))
+        in_hand = 0
+        member = available[0]
+        for job in self._queue.in_turn():
             if job.priority > self._sent_priority:
-                self._take_back_what_is_ahead()
                 self._sent_priority = job.priority
-                continue
+                self._take_back_what_is_ahead()
+                return True
             weight = job.weight
-            member = available[0]
-            for other in available:
-                if other.load < member.load or (not weight and other.jobs < member.jobs):
-                    member = other
-            excess = member.load - FULL_WEIGHT
-            if weight and excess >= 0 and (excess >= ahead * weight or member.jobs >= _MOST_AHEAD):
-                break  # all are busy, and it is not worth being sent ahead
-            queue.pop()
+            if not in_hand or not FULL_WEIGHT <= member.load < FULL_WEIGHT + ahead * weight:
+                if not available:
+                    return False
+                member = available[0]
+                for other in available:
+                    if other.load < member.load or (not weight and other.jobs < member.jobs):
+                        member = other
+                if weight and member.load >= FULL_WEIGHT:
+                    if member.load >= FULL_WEIGHT + ahead * weight or member.jobs >= _MOST_AHEAD:
+                        return False  # all are busy, and it is not worth being sent ahead
+                    in_hand = hand
             self._sent_priority = job.priority
+            in_hand -= in_hand > 0
             member.load += weight
             job.holder = member.handle
             member.batch.append(job)
             member.sent += 1
-            if member.sent == max_jobs:
+            if member.sent == self._max_jobs:
                 available.remove(member)
-                self._send(member)
-                self._members.retire(member)
-        for member in available:
-            if member.batch:
-                self._send(member)
-        if len(queue) and all(member.load >= FULL_WEIGHT for member in available):
-            self._members.grow(len(queue))
+                exhausted.append(member)
+                in_hand = 0
+        return False
 
     def _send(self, member: Member) -> None:
         batch, member.batch = member.batch, []
@@ -334,7 +354,7 @@ class Dispatcher:
                 job.holder = None
             member.sent -= len(taken)
             self._queue.put_back(taken)
-            if member.state is MemberState.RETIRED and not member.handle.jobs:
+            if member.state is _RETIRED and not member.handle.jobs:
                 self._members.done(member)
             self.changed()
 

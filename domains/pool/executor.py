@@ -274,11 +274,12 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
 
     def _open(self) -> Submissions:
         """The dispatcher, while jobs may be submitted; raises Closed otherwise."""
-        if self._dispatch is None:
+        dispatch = self._dispatch
+        if dispatch is None:
             raise Closed("the executor pool is not open yet: submit inside its `async with` block")
-        if self._dispatch.refusal is not None:
-            raise self._dispatch.refusal
-        return self._dispatch
+        if dispatch.refusal is not None:
+            raise dispatch.refusal
+        return dispatch
 
     def _open_within(self) -> Dispatcher:
         """The same for jobs that are submitted by jobs: they may while the pool is being drained."""

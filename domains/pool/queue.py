@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import Any
 
 from domains.job import Job, JobState
 
 _SWEEP_AT_LEAST = 64
+_QUEUED = JobState.QUEUED
 
 
 class JobQueue:
@@ -32,7 +33,10 @@ class JobQueue:
 
     def push(self, job: Job[Any]) -> None:
         """Add a job behind all others of its priority."""
-        self._lane(job.priority).append(job)
+        lane = self._lanes.get(job.priority)
+        if lane is None:
+            lane = self._lane(job.priority)
+        lane.append(job)
         self._waiting += 1
 
     def put_back(self, jobs: Iterable[Job[Any]]) -> None:
@@ -47,27 +51,27 @@ class JobQueue:
                 lane.appendleft(job)
             self._waiting += 1
 
-    def first(self) -> Job[Any] | None:
-        """The job whose turn it is, left where it is."""
-        while self._priorities:
-            lane = self._lanes[self._priorities[-1]]
-            while lane:
-                if lane[0].state is JobState.QUEUED:
-                    return lane[0]
-                lane.popleft()
-                self._cancelled -= 1
-            self._remove_last_lane()
-        return None
+    def in_turn(self) -> Iterator[Job[Any]]:
+        """The jobs in their turn. One is taken out when the next is asked for: that which was seen last stays here.
 
-    def pop(self) -> Job[Any]:
-        """Take the job that `first` has just returned."""
-        lane = self._lanes[self._priorities[-1]]
-        job = lane.popleft()
-        assert job.state is JobState.QUEUED
-        self._waiting -= 1
-        if not lane:
-            self._remove_last_lane()
-        return job
+        Nothing else may be done to the queue before that, but pushing.
+        """
+        while self._priorities:
+            priority = self._priorities[-1]
+            lane = self._lanes[priority]
+            while lane:
+                job = lane[0]
+                if job.state is _QUEUED:
+                    yield job
+                    assert job is lane[0]
+                    self._waiting -= 1
+                else:
+                    self._cancelled -= 1
+                lane.popleft()
+                if priority != self._priorities[-1]:
+                    break  # something more urgent was pushed meanwhile
+            if not lane:
+                self._remove(priority)
 
     def cancelled(self) -> None:
         """A job that lies here has just ended by being cancelled."""
@@ -78,10 +82,7 @@ class JobQueue:
 
     def clear(self) -> list[Job[Any]]:
         """Take out every job that waits, in order."""
-        jobs = []
-        while self.first() is not None:
-            jobs.append(self.pop())
-        return jobs
+        return list(self.in_turn())
 
     def _lane(self, priority: int) -> deque[Job[Any]]:
         lane = self._lanes.get(priority)
@@ -90,12 +91,13 @@ class JobQueue:
             bisect.insort(self._priorities, priority)
         return lane
 
-    def _remove_last_lane(self) -> None:
-        del self._lanes[self._priorities.pop()]
+    def _remove(self, priority: int) -> None:
+        del self._lanes[priority]
+        self._priorities.remove(priority)
 
     def _sweep(self) -> None:
         for priority, lane in self._lanes.items():
-            self._lanes[priority] = deque(job for job in lane if job.state is JobState.QUEUED)
+            self._lanes[priority] = deque(job for job in lane if job.state is _QUEUED)
         self._priorities = sorted(priority for priority, lane in self._lanes.items() if lane)
         self._lanes = {priority: self._lanes[priority] for priority in self._priorities}
         self._cancelled = 0
