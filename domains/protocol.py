@@ -302,6 +302,7 @@ class AddItems(Struct, tag=58, array_like=True):
     sender: int
     number: int
     items: list[Any]
+    has_pickles: bool
     buffers: int
 
 

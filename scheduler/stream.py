@@ -58,10 +58,8 @@ class Stream(Generic[T]):
         Raises Closed if the stream is closed, before or while it waits. A cancelled add has added nothing.
         """
         check()
-        if self.add_nonblocking(item):
-            return
-
-        await suspend(lambda suspension: self._wait_to_add(suspension, item), "Stream.add", self)
+        if not self.add_nonblocking(item):
+            await suspend(lambda suspension: self._wait_to_add(suspension, item), "Stream.add", self)
 
     def add_nonblocking(self, item: T) -> bool:
         """Put an item at the end, unless that would have to wait; tells whether it did. Raises Closed."""
@@ -80,7 +78,10 @@ class Stream(Generic[T]):
         Raises Closed if the stream is closed and nothing is left. A cancelled take has taken nothing.
         """
         check()
-        if self._items or self._adders:
+        items = self._items
+        if 0 < len(items) < self.capacity:  # then nobody waits
+            return items.popleft()
+        if items or self._adders:
             found, item = self._take()
             if found:
                 return item
@@ -137,6 +138,10 @@ class Stream(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
+        check()
+        items = self._items
+        if 0 < len(items) < self.capacity:
+            return items.popleft()
         try:
             return await self.take()
         except Closed:

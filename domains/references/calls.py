@@ -162,6 +162,10 @@ class Served:
     def is_waiting(self) -> bool:
         return self.calls.served.get((self.sender, self.call)) is self
 
+    def accept(self) -> bool:
+        """Let the call be done, to be answered later by who accepts it. False if it is over."""
+        return self.calls.served.pop((self.sender, self.call), None) is not None
+
     def resume(self, value: Any) -> bool:
         return self.calls.answer(self, Returned(value))
 
@@ -315,6 +319,10 @@ class Calls:
             payload = pack_failure(result.error, references.pickling, where)
         data, buffers, holds = payload or (b"", (), ())
         references.send(CallAnswered(to, references.address, call, failed, data, len(buffers)), buffers, holds)
+
+    def flush(self, to: int) -> None:
+        """Let answers to that domain leave at once."""
+        self._references.flush(to)
 
     def _withdrawn(self, message: WithdrawCall, _: Buffers) -> None:
         served = self.served.get((message.sender, message.call))

@@ -30,7 +30,7 @@ from domains.errors import Cancelled, ConnectionLost, DomainDied, DomainsError
 from domains.failures import pack_failure, unpack_failure
 from domains.identity import current
 from domains.ipc.carrier import ArenaUse
-from domains.ipc.link import wait_for
+from domains.ipc.link import Link, wait_for
 from domains.ipc.pickling import Memory, Payload, Pickling
 from domains.protocol import DischargeHold, HoldReference, HomeGone, Introduce, ReleaseReference
 from domains.references.calls import Calls, Withdraw
@@ -211,10 +211,16 @@ class References:
         if asyncio._get_running_loop() is None:
             conversation.link.flush()  # a plain job keeps the loop from its turn, and others should not wait for that
 
-    def is_latest(self, message: Any) -> bool:
-        """Whether nothing was sent to its receiver since this message, which has not left yet either."""
-        route = self._routes.get(message.to)
-        return route is not None and route.link.latest is message and threading.get_ident() == self._thread
+    def link_to(self, address: int) -> Link | None:
+        """The link by which messages for that address leave, if it is known."""
+        route = self._routes.get(address)
+        return None if route is None else route.link
+
+    def flush(self, address: int) -> None:
+        """Let what was sent to that address leave at once: it has something to do as soon as it hears of it."""
+        link = self.link_to(address)
+        if link is not None:
+            link.flush()
 
     def _seek(self, message: Any, buffers: Any, holds: Iterable[int]) -> None:
         assert self._meetings is not None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from domains import Closed, DomainDied, Promise, Resolver, Stream, Switch, fiber
+from domains.protocol import RecallPlaces
 
 from . import moments
 from .remote import in_pool
@@ -25,7 +26,7 @@ async def get_places(stream: Stream[Any]) -> int:
     return int(stream._places)  # type: ignore[attr-defined]
 
 
-async def keep(stream: Stream[Any]) -> None:
+async def keep(stream: Any) -> None:
     _kept.append(stream)
 
 
@@ -173,3 +174,40 @@ def test_places_come_back_from_a_domain_that_does_not_use_them(link: str, end: s
 async def fill(stream: Stream[Any]) -> None:
     for number in range(stream.capacity):
         await stream.add(number)
+
+
+def test_an_add_at_home_that_may_not_wait_asks_for_promised_places_once_and_then_has_them(link: str) -> None:  # S39
+    async def main(pool: Any) -> None:
+        stream: Stream[Any] = Stream(10)
+        references = pool._manager.references
+        recalls: list[Any] = []
+        send = references.send
+
+        def count(message: Any, *rest: Any) -> None:
+            if isinstance(message, RecallPlaces):
+                recalls.append(message)
+            send(message, *rest)
+
+        references.send = count
+        async with pool._manager.spawn() as domain:
+            places = await domain.call(get_places, stream)
+            for number in range(9 - places):
+                assert stream.add_nonblocking(number)
+            for _ in range(100):
+                assert not stream.add_nonblocking("too early")  # there is no room but what is promised
+            await domain.call(keep, None)  # comes behind the answer to the recall
+            for number in range(places):
+                assert stream.add_nonblocking(number)
+            assert not stream.add_nonblocking("too many")
+            assert len(recalls) == 1
+            assert [stream.take_nonblocking() for _ in range(10)].count("first") == 1
+            assert await domain.call(add_again) > 0  # and may be promised some again
+            await domain.call(forget)
+        del references.send
+
+    in_pool(main, link)
+
+
+async def add_again() -> int:
+    await _kept[0].add("again")
+    return int(_kept[0]._places)

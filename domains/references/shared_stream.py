@@ -1,0 +1,203 @@
+"""A stream at its home, while other domains know it.
+
+So that not every add of theirs costs a round trip, it promises places: the answer to an add says how many more may
+follow it unasked. Promised places count as taken, and are recalled as soon as somebody has to do without them, or the
+stream is closed; those of a domain that has died return by themselves. A closed stream has no more items once every
+promise was used or has returned.
+
+Invariants: items and promised places together are at most the capacity; adders wait only while they are as many; a
+domain whose places were recalled is promised none before it has used or returned them all, so it is asked but once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TypeVar
+
+from domains.errors import Closed
+from domains.protocol import RecallPlaces
+from domains.references.calls import Served
+from domains.references.registry import Export, References
+from domains.scheduler.context import check
+from domains.scheduler.promise import Returned
+from domains.scheduler.stream import Stream
+
+T = TypeVar("T")
+
+_MOST_PROMISED = 1024
+
+
+class SharedStream(Stream[T]):
+    """Made of a `Stream`, and made one again in the end."""
+
+    _references: References
+    _export: Export
+    """`held` is how many places each domain was promised."""
+    _promised: int
+    _recalled: set[int]
+    _unanswered: list[Adder]
+
+    @staticmethod
+    def share(stream: Stream[T], references: References, export: Export) -> None:
+        """Make a stream one that others may know."""
+        stream.__class__ = SharedStream
+        assert isinstance(stream, SharedStream)
+        stream._references = references
+        stream._export = export
+        stream._promised = 0
+        stream._recalled = set()
+        stream._unanswered = []
+
+    def unshare(self) -> None:
+        """Make it a plain one again: nobody else knows it any more."""
+        assert not self._promised
+        del self._references, self._export, self._promised, self._recalled, self._unanswered
+        self.__class__ = Stream  # type: ignore[assignment]
+
+    @property
+    def _room(self) -> int:
+        return self.capacity - len(self._items) - self._promised
+
+    # As at home
+
+    def add_nonblocking(self, item: T) -> bool:
+        """As ever; places that are promised to other domains are no room, and recalled if that is why there is none."""
+        if self._closed:
+            raise Closed(f"{self!r} takes no more items")
+        if self._takers and self._takers.wake_first(item):
+            return True
+        if self._room > 0:
+            self._items.append(item)
+            return True
+        self._recall()
+        return False
+
+    async def take(self) -> T:
+        check()
+        items = self._items
+        if items and len(items) + self._promised < self.capacity and not self._unanswered:
+            return items.popleft()
+        return await super().take()
+
+    async def __anext__(self) -> T:
+        check()
+        items = self._items
+        if items and len(items) + self._promised < self.capacity and not self._unanswered:
+            return items.popleft()
+        try:
+            return await super().take()
+        except Closed:
+            raise StopAsyncIteration from None
+
+    def _take(self) -> tuple[bool, T]:
+        taken = super()._take()
+        if self._unanswered and 2 * self._room >= self.capacity:
+            self._answer()  # not later: its domain makes the next items while this one uses those that are there
+        return taken
+
+    @property
+    def _is_drained(self) -> bool:
+        return self._closed and not self._promised
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._adders.throw_all(lambda: Closed(f"{self!r} was closed while an item waited to be added"))
+            self._recall()
+            if self._is_drained:
+                self._tell_takers()
+
+    # As others use it
+
+    def promise(self, sender: int) -> int:
+        """How many more items a domain may add unasked."""
+        export = self._export
+        # A domain that has died would never use nor return what it is promised.
+        if self._closed or self._adders or sender in self._recalled or sender not in export.holders:
+            return 0
+        count = min((self._room + 1) // 2, _MOST_PROMISED)
+        if count > 0:
+            export.held[sender] = export.held.get(sender, 0) + count
+            self._promised += count
+        return max(count, 0)
+
+    def put(self, sender: int, items: Sequence[T]) -> None:
+        """Items for promised places."""
+        self._settle_promises(sender, len(items))
+        first = 0
+        if self._takers:
+            while first < len(items) and self._takers.wake_first(items[first]):
+                first += 1
+        self._items.extend(items[first:] if first else items)
+        if self._closed:
+            self._go_on()
+
+    def returned(self, sender: int, count: int) -> None:
+        """Promised places come back unused."""
+        self._settle_promises(sender, count)
+        self._go_on()
+
+    def _settle_promises(self, sender: int, count: int) -> None:
+        held = self._export.held
+        left = held.get(sender, 0) - count
+        assert left >= 0, "a domain uses no more places than it was promised"
+        self._promised -= count
+        if left:
+            held[sender] = left
+        else:
+            held.pop(sender, None)
+            self._recalled.discard(sender)
+
+    def _go_on(self) -> None:
+        """Promises were used or came back: those who waited for that go on."""
+        while self._adders and self._room > 0:
+            entry = self._adders.pop_first()
+            if entry is not None and entry[0].resume(None):
+                self._items.append(entry[1])
+        if self._is_drained and not self._items:
+            self._tell_takers()
+
+    def _recall(self) -> None:
+        """Ask for all places back that nobody has asked for yet."""
+        for sender in self._export.held:
+            if sender not in self._recalled:
+                self._recalled.add(sender)
+                self._references.send(RecallPlaces(sender, self._references.address, self._export.number))
+
+    def added(self, adder: Adder) -> None:
+        """An add that had to wait is done; it is answered as soon as it is known what else there is room for."""
+        if not self._unanswered:
+            asyncio.get_running_loop().call_soon(self._answer)
+        self._unanswered.append(adder)
+
+    def _answer(self) -> None:
+        adders, self._unanswered = self._unanswered, []
+        for adder in adders:
+            adder.answer(self.promise(adder.served.sender))
+        for sender in {adder.served.sender for adder in adders}:
+            self._references.flush(sender)
+
+
+class Adder:
+    """A call that waits to add."""
+
+    __slots__ = ("_stream", "served")
+
+    def __init__(self, stream: SharedStream[T], served: Served) -> None:
+        self._stream = stream
+        self.served = served
+
+    def resume(self, value: None) -> bool:
+        if not self.served.accept():
+            return False
+        self._stream.added(self)
+        return True
+
+    def throw(self, error: BaseException) -> bool:
+        return self.served.throw(error)
+
+    def answer(self, places: int) -> None:
+        """Say that the add is done, and how many items may follow it unasked."""
+        served = self.served
+        served.calls.send_answer(served.sender, served.call, Returned(places))
