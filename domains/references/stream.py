@@ -47,7 +47,7 @@ class StreamReference(RemoteObject, Stream[T]):
         self._adding = 0  # fibers that wait for the answer to an add, which may promise more
         self._recalled_early = False
         self._message: AddItems | None = None  # the latest that was sent; more is added to it while it is here
-        self._link: Link | None = None  # which it was sent by
+        self._link: Link  # that it was sent by
 
     def __repr__(self) -> str:
         name = "" if self.label is None else f" {self.label!r}"
@@ -68,15 +68,15 @@ class StreamReference(RemoteObject, Stream[T]):
         check()
         if self._places:
             kind = type(item)
-            link = self._link
+            message = self._message
             if (
                 kind in _PLAIN
                 or (kind is int and -_SMALL_INT < item < _SMALL_INT)  # type: ignore[operator]
                 or (kind is str and item.isascii())  # type: ignore[attr-defined]
             ):
-                if link is not None and link.latest is self._message:
+                if message is not None and self._link.latest is message:
                     # What `_post` comes to, in the fewest steps: most items go this way.
-                    self._message.items.append(item)
+                    message.items.append(item)
                     self._places -= 1
                 else:
                     self._post(item, (), (), False)
@@ -127,17 +127,19 @@ class StreamReference(RemoteObject, Stream[T]):
     def _post(self, packed: Any, buffers: Sequence[Any], holds: Sequence[int], is_pickle: bool) -> None:
         """Send an item for a promised place: with those before it, unless something else was sent in between."""
         self._places -= 1
-        message, link = self._message, self._link
-        if message is not None and link is not None and link.latest is message and not buffers and not holds:
+        message = self._message
+        if message is not None and self._link.latest is message and not buffers and not holds:
             message.items.append(packed)
             message.has_pickles = message.has_pickles or is_pickle
         else:
             references = self._references
             message = AddItems(self.home, references.address, self.number, [packed], is_pickle, len(buffers))
-            self._message = None if buffers else message
             self._calls.posted(self.home)
             references.send(message, buffers, holds)
-            self._link = references.link_to(self.home)
+            link = references.link_to(self.home)
+            self._message = None
+            if link is not None and not buffers:
+                self._message, self._link = message, link
 
 
 class StreamKind(Kind):

@@ -105,6 +105,29 @@ def test_places_of_a_domain_that_dies_are_free_again(link: str) -> None:  # S41
     assert in_pool(main, link) == 8
 
 
+async def add_large_and_small(stream: Stream[Any]) -> None:
+    await stream.add("first")
+    for number in range(3):
+        await stream.add(number)
+        await stream.add(numpy.full(100_000, number))
+        await fiber.yield_now()  # so that it has left
+        await stream.add(-number)
+
+
+def test_small_items_follow_large_ones_in_their_order(link: str) -> None:  # S39
+    async def main(pool: Any) -> list[Any]:
+        stream: Stream[Any] = Stream(100)
+        await pool.submit(add_large_and_small, stream, weight=0.1)
+        return [item if isinstance(item, int | str) else item.tolist()[-1] for item in await take_all(stream)]
+
+    assert in_pool(main, link) == ["first", 0, 0, 0, 1, 1, -1, 2, 2, -2]
+
+
+async def take_all(stream: Stream[Any]) -> list[Any]:
+    stream.close()
+    return [item async for item in stream]
+
+
 async def change_after_adding(stream: Stream[list[int]]) -> None:
     item = [0]
     for number in range(5):
