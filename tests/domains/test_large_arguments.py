@@ -66,13 +66,52 @@ def test_large_data_of_any_kind_arrives_and_returns_as_what_it_is(run, sent, typ
     run(main)
 
 
-def test_arrow_buffers_arrive(run):
-    pyarrow = pytest.importorskip("pyarrow")
+def arrow_buffers(value):
+    """All the memory of something of Arrow's."""
+    import pyarrow
+
+    if isinstance(value, pyarrow.Buffer):
+        return [value]
+    arrays = [value] if isinstance(value, pyarrow.Array) else [array for column in value for array in chunks_of(column)]
+    return [buffer for array in arrays for buffer in array.buffers() if buffer is not None]
+
+
+def chunks_of(column):
+    return column.chunks if hasattr(column, "chunks") else [column]
+
+
+def where_it_lies(value):
+    """Of each buffer whether it lies in shared memory, and whether it can be written."""
+    return [(process_arena().holds(buffer), buffer.is_mutable) for buffer in arrow_buffers(value)]
+
+
+@pytest.mark.parametrize("kind", ["buffer", "array", "strings", "nulls", "record batch", "table of chunks"])
+def test_what_is_arrows_arrives_without_a_copy_and_can_only_be_read(run, kind):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    numbers = pyarrow.array(numpy.arange(MB))
+    strings = pyarrow.array(["a string"] * MB)
+    sent = {
+        "buffer": lambda: pyarrow.py_buffer(bytes(MB)),
+        "array": lambda: numbers,
+        "strings": lambda: strings,
+        "nulls": lambda: pyarrow.array([None, 1.5] * MB),
+        "record batch": lambda: pyarrow.record_batch({"x": numbers, "y": strings}),
+        "table of chunks": lambda: pyarrow.table({"x": pyarrow.chunked_array([numbers, numbers.slice(10)])}),
+    }[kind]()
 
     async def main(env):
-        table = pyarrow.table({"x": numpy.arange(MB)})
         async with domains.ExecutorPool(env.domain_mgr, domain_count=1) as pool:
-            assert (await pool.submit(lambda value: value, table, weight=1.0)).equals(table)
+            places = await pool.submit(where_it_lies, sent, weight=1.0)
+            assert set(places) == {(True, False)}
+            assert len(places) == len(arrow_buffers(sent))
+            back = await pool.submit(lambda value: value, sent, weight=1.0)
+            assert type(back) is type(sent)
+            assert back.equals(sent)
+            assert set(where_it_lies(back)) == {(True, False)}
+            before = used_bytes()
+            again = await pool.submit(lambda value: value, back, weight=1.0)
+            assert again.equals(sent)
+            assert used_bytes() == before  # what lies in shared memory already is lent as it is
 
     run(main)
 
