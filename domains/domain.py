@@ -16,7 +16,7 @@ from domains.errors import Cancelled, Closed, ConnectionLost, DomainDied, Domain
 from domains.failures import pack_failure
 from domains.functions import Function, SentFunctions
 from domains.identity import current
-from domains.interruption import INTERRUPT_SIGNAL
+from domains.interruption import GRACE_SECONDS, INTERRUPT_SIGNAL
 from domains.ipc.claims import OfferedClaims
 from domains.ipc.interrupts import NOBODY, SentInterrupts
 from domains.job import Job, JobState
@@ -47,11 +47,8 @@ _LAST_WORDS_SECONDS = 1.0
 FINISHING_SECONDS = 5.0
 """How long a domain that was asked to finish may take over its exit handlers before it is killed."""
 
-GRACE_SECONDS = 2.0
-"""How long a cancelled job may keep its domain from doing anything else before the domain is killed."""
-
 CANCELLING_SECONDS = 1.0
-"""The same for a domain whose jobs were cancelled."""
+"""How long a domain whose jobs were cancelled may take over its end before it is killed."""
 
 
 class DomainState(enum.Enum):

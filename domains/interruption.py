@@ -22,6 +22,9 @@ from domains.ipc.interrupts import NOBODY, ReceivedInterrupts
 INTERRUPT_SIGNAL = signal.SIGURG
 """A signal that is ignored where nobody handles it, so that one which comes too early or too late does no harm."""
 
+GRACE_SECONDS = 2.0
+"""How long a cancelled job may keep its domain from doing anything else before the domain is killed."""
+
 _OURS = "domains."
 _MARK = "RUNS_USER_CODE"
 """A module of ours with this name in it only calls what users wrote, and may be interrupted."""

@@ -22,8 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from sys import getsizeof
 from typing import Any, NamedTuple, Protocol
 
-import cloudpickle
-
 from domains.errors import Cancelled, DomainDied, NotPicklable
 from domains.ipc.arena import LostBuffer
 from domains.ipc.frames import byte_view
@@ -82,9 +80,7 @@ class Pickling:
         self._registered: dict[Any, Any] | None = None
         self._knows_numpy = False
         self._table: dict[type, Reducer] = {}
-        # A class of its own, because the C pickler reads the table from there, and only as it is made.
-        table = ChainMap(self._reducers, cloudpickle.Pickler.dispatch_table)
-        self._cloud_pickler = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+        self._cloud_pickler: Any = None
 
     def dumps(self, value: object, what: str) -> Payload:
         """Pickle a value. Raises NotPicklable: `what`, and the path in it, is what cannot travel."""
@@ -209,6 +205,12 @@ class Pickling:
         return why
 
     def _cloud(self, value: object, keep: _Keeper | None) -> list[Any]:
+        if self._cloud_pickler is None:
+            import cloudpickle  # slow to import, and many programs do not need it
+
+            # A class of its own, because the C pickler reads the table from there, and only as it is made.
+            table = ChainMap(self._reducers, cloudpickle.Pickler.dispatch_table)
+            self._cloud_pickler = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
         self._begin_attempt()
         return _pieces_of(self._cloud_pickler, value, keep, None)
 

@@ -17,7 +17,6 @@ import contextlib
 import ctypes
 import mmap
 import os
-import secrets
 import struct
 import sys
 from collections.abc import Callable
@@ -128,8 +127,12 @@ def location_number(location: bytes | memoryview) -> int:
     return number
 
 
+def _random_number() -> int:
+    return int.from_bytes(os.urandom(8)) >> 1  # 63 bits
+
+
 def _create_memfd(size_bytes: int) -> Segment:
-    number = secrets.randbits(63)
+    number = _random_number()
     descriptor = os.memfd_create("domains-arena", os.MFD_CLOEXEC)
     try:
         os.ftruncate(descriptor, size_bytes)
@@ -144,8 +147,8 @@ def _create_memfd(size_bytes: int) -> Segment:
 def _create_named(size_bytes: int) -> Segment:
     from multiprocessing import shared_memory  # slow to import, and not needed where there is memfd
 
-    number = secrets.randbits(63)
-    name = f"domains-{os.getpid()}-{secrets.token_hex(4)}"  # macOS takes no more than 31 characters
+    number = _random_number()
+    name = f"domains-{os.getpid()}-{os.urandom(4).hex()}"  # macOS takes no more than 31 characters
     made = shared_memory.SharedMemory(name, create=True, size=size_bytes)
     try:
         descriptor = os.dup(made._fd)  # type: ignore[attr-defined]

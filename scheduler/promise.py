@@ -7,7 +7,6 @@ the loop's thread; resolving may be done from any thread, and wakes the waiters 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
@@ -23,19 +22,43 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-@dataclasses.dataclass(slots=True)
 class Returned(Generic[T_co]):
     """A promise was kept."""
 
-    value: T_co
+    __slots__ = ("value",)
+    __match_args__ = ("value",)
+
+    def __init__(self, value: T_co) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return self.value == other.value if isinstance(other, Returned) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Returned(value={self.value!r})"
 
 
-@dataclasses.dataclass(slots=True)
 class Raised:
     """A promise failed; `traceback` is the error's as it was then, for it grows each time the error is raised."""
 
-    error: BaseException
-    traceback: TracebackType | None
+    __slots__ = ("error", "traceback")
+    __match_args__ = ("error", "traceback")
+
+    def __init__(self, error: BaseException, traceback: TracebackType | None) -> None:
+        self.error = error
+        self.traceback = traceback
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Raised):
+            return NotImplemented
+        return self.error == other.error and self.traceback is other.traceback
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Raised(error={self.error!r}, traceback={self.traceback!r})"
 
 
 Result = Returned[T] | Raised

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -133,6 +132,8 @@ class ZeroMQKind(LinkKind):
             self._context.close()
             self._context = None
         if self._directory is not None:
+            import shutil  # slow to import, like `tempfile`
+
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
 

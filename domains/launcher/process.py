@@ -12,7 +12,6 @@ import contextlib
 import gc
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -133,6 +132,9 @@ class Launcher:
             _signal_child(pid, signal.SIGKILL, group=True)
         for pid, _ in self._children.values():
             os.waitpid(pid, 0)
+        if self._remove:
+            import shutil  # slow to import, and most launchers have nothing to remove
+
         for path in self._remove:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 This is the face that users see: what a call means, and the pool's life. Which domain gets which job is decided in
 `domains.pool.dispatch`. Every job that was submitted ends exactly once. Used from the thread of its event loop.
+What only a pool at home needs is imported when there is one, for each domain imports this file.
 """
 
 from __future__ import annotations
@@ -13,15 +14,10 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, TypeVarTuple, overload
 
-from domains.domain import GRACE_SECONDS
 from domains.errors import Closed, DomainDied
+from domains.interruption import GRACE_SECONDS
 from domains.job import Job
 from domains.pool.checks import checked_priority, checked_retry, checked_seconds, checked_weight
-from domains.pool.dispatch import Dispatcher, Submissions
-from domains.pool.mapping import MapResults, map_over
-from domains.pool.options import checked_options
-from domains.pool.progress import PoolProgress, ProgressWatch
-from domains.pool.stats import PoolStats
 from domains.retry import RetryOn
 from domains.scheduler import fiber
 from domains.scheduler.cancel import timeout as time_limit
@@ -30,6 +26,10 @@ from domains.scheduler.switch import Switch
 
 if TYPE_CHECKING:
     from domains.domain_manager import DomainManager
+    from domains.pool.dispatch import Dispatcher, Submissions
+    from domains.pool.mapping import MapResults
+    from domains.pool.progress import PoolProgress, ProgressWatch
+    from domains.pool.stats import PoolStats
 
 T = TypeVar("T")
 X = TypeVar("X")
@@ -68,6 +68,8 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         grace: float = GRACE_SECONDS,
         heartbeat_seconds: float | None = None,
     ) -> None:
+        from domains.pool.options import checked_options
+
         self._options = checked_options(
             domain_count,
             domain_mgr.default_count,
@@ -91,6 +93,8 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         fiber.check()
         if self._dispatch is not None:
             raise RuntimeError("an executor pool can be entered only once")
+        from domains.pool.dispatch import Dispatcher
+
         self._dispatch = Dispatcher(self._manager, self._options)
         return self
 
@@ -134,6 +138,8 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         await self._at_home().abandon(Closed("the executor pool was closed"))
 
     def _at_home(self) -> Dispatcher:
+        from domains.pool.dispatch import Dispatcher
+
         dispatch = self._dispatch
         if not isinstance(dispatch, Dispatcher):
             raise RuntimeError("only where an executor pool was entered can this be done to it, and only after that")
@@ -246,6 +252,8 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         be taken at a time. Items go in groups of `chunk`, or of a size that follows how long they take. The first
         failure is raised, and cancels the rest; so does leaving the loop early.
         """
+        from domains.pool.mapping import map_over
+
         dispatch = self._open()
         return map_over(
             dispatch, self._catalogue, self._references, f, xs, checked_weight(weight), ordered, buffer, chunk
@@ -270,6 +278,8 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         Progress counts what was submitted, has ended and has failed since the block began, whoever submitted it.
         `domains.pool.progress_bar` draws it.
         """
+        from domains.pool.progress import ProgressWatch
+
         return ProgressWatch(self._at_home().count, callback, checked_seconds("interval", interval))
 
     def _open(self) -> Submissions:
