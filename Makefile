@@ -39,7 +39,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks
 
 soak: $(VENV)/installed-test
-	$(BIN)/python tests/faults/soak.py --seconds $(SOAK_SECONDS) --seed $(SOAK_SEED)
+	$(BIN)/python -m tests.faults.soak --seconds $(SOAK_SECONDS) --seed $(SOAK_SEED)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -129,7 +129,7 @@ class _LauncherConnection:
             if process.pid is not None and not sys.platform.startswith("linux"):
                 with contextlib.suppress(ProcessLookupError):  # Linux kills them by their parent-death signal
                     os.killpg(process.pid, 9)
-            process.ended(Ending(None, None, why=why))
+            process.ended(Ending(None, None, why=why, launcher=self.process.pid))
         self._end.resolve(None)
 
     def hang_up(self) -> None:

@@ -17,13 +17,15 @@ from domains.ipc.link import Codec, Link
 class Ending(NamedTuple):
     """How a domain's process ended: an exit status, or the number of a signal, or neither where nobody knows.
 
-    `crash` is what the interpreter wrote as it crashed, or None. `why` tells of a domain that never started.
+    `crash` is what the interpreter wrote as it crashed, or None. `why` tells of a domain that never started, or that
+    ended because its launcher process did; that one's number is `launcher`.
     """
 
     exitcode: int | None
     signal: int | None
     crash: str | None = None
     why: str | None = None
+    launcher: int | None = None
 
 
 class DomainProcess(ABC):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +29,12 @@ if TYPE_CHECKING:
     from domains.domain_manager import DomainManager
 
 _MOST_FALSE_STARTS = 3
-"""After so many domains in a row that ended before they could serve, the pool gives up."""
+"""After so many domains in a row that ended before they could serve the pool gives up, unless others still serve."""
+
+_MOST_KILLED_STARTS = 10
+"""The same where the last was killed, which is not its own fault, and may stop."""
+
+_KILLS = (signal.SIGKILL, signal.SIGTERM)
 
 
 class MemberState(enum.Enum):
@@ -95,6 +101,8 @@ class Members:
         self._planned: dict[object, asyncio.TimerHandle] = {}
         self._restarts = Restarts(2 + options.max_domains)
         self._false_starts = 0
+        self._most_false_starts = _MOST_FALSE_STARTS
+        self._lost_launcher: int | None = None
         self._failure: DomainsError | None = None
         self._turns: list[Resolver[None]] = []
         self._closing = False
@@ -136,7 +144,7 @@ class Members:
 
     def _add(self) -> bool:
         """Start a domain, or plan to; False if that is impossible."""
-        if self._closing or self._false_starts >= _MOST_FALSE_STARTS:
+        if self._closing or self._has_given_up():
             return False
         delay = self._restarts.delay()
         if delay:
@@ -167,7 +175,7 @@ class Members:
         handle.conversation.after_frame(self._listener.answers_came)
         handle.when_answered(partial(self._listener.answered, member))
         handle.when_lent(partial(self._listener.weight_lent, member))
-        handle.when_ready(self._turn)
+        handle.when_ready(partial(self._ready, member))
         handle.when_ended(self._ended)
         if options.max_memory is not None:
             handle.watch_memory(options.max_memory, partial(self._too_large, member))
@@ -183,11 +191,41 @@ class Members:
         if not isinstance(result, Raised):
             if member.state is MemberState.STARTING:
                 member.state = MemberState.SERVING
-                self._turn()
+                self._began_to_serve()
             self._listener.changed()
         elif member.handle.state is not DomainState.ENDED:
             member.failure = result.error
             member.handle.kill(f"its initializer {job.function.name!r} failed with {result.error!r}")
+
+    def _ready(self, member: Member) -> None:
+        if member.state is not MemberState.STARTING:
+            self._began_to_serve()
+
+    def _began_to_serve(self) -> None:
+        """What kept domains from starting, if anything did, is over."""
+        had_enough = self._false_starts >= self._most_false_starts
+        self._false_starts = 0
+        if not self._closing:
+            self._failure = None
+            if had_enough:
+                self._restore()
+        self._turn()
+
+    def _has_given_up(self) -> bool:
+        """Whether too many could not start, one after the other, and nobody serves."""
+        return self._false_starts >= self._most_false_starts and not any(
+            member.serves and member.handle.was_ready for member in self
+        )
+
+    def _count_false_start(self, handle: DomainHandle) -> None:
+        """Those that a launcher takes with it count as one."""
+        ending = handle.ending
+        assert ending is not None
+        if ending.launcher is None or ending.launcher != self._lost_launcher:
+            self._false_starts += 1
+        self._lost_launcher = ending.launcher
+        was_killed = ending.launcher is not None or (ending.signal in _KILLS and not handle.was_killed)
+        self._most_false_starts = _MOST_KILLED_STARTS if was_killed else _MOST_FALSE_STARTS
 
     # Ending
 
@@ -233,13 +271,16 @@ class Members:
             return
         if member.state is not MemberState.RETIRED:
             served = handle.was_ready and member.state is MemberState.SERVING
-            self._false_starts = 0 if served else self._false_starts + 1
+            if served:
+                self._false_starts = 0
+            else:
+                self._count_false_start(handle)
             if not handle.was_killed:
                 self._restarts.record_death()
-            if self._false_starts >= _MOST_FALSE_STARTS:
+            if self._has_given_up():
                 failure = DomainUnavailable(
-                    f"the pool's domains cannot start: {_MOST_FALSE_STARTS} in a row ended before they could serve; "
-                    f"the last: {handle.error()}"
+                    f"the pool's domains cannot start: {self._most_false_starts} in a row ended before they could "
+                    f"serve; the last: {handle.error()}"
                 )
                 failure.__cause__ = member.failure or handle.error()
                 self._break_unless_some_serve(failure)

@@ -202,6 +202,50 @@ def test_a_pool_whose_domains_cannot_start_fails_its_jobs_with_the_reason(link):
     run(main, link)
 
 
+def test_domains_that_start_with_their_launcher_and_die_with_it_are_one_bad_start(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=4, initializer=time.sleep, initargs=(0.2,)) as pool:
+            while any(domain.pid is None for domain in pool.stats().domains):
+                await domains.fiber.yield_now()
+            os.kill(env.domain_mgr._provider._connection.process.pid, signal.SIGKILL)
+            assert await pool.submit(abs, -1, weight=1.0) == 1
+
+    run(main, link)
+
+
+def die_for_a_while():
+    if 2 <= domains.current().id <= 6:
+        os._exit(7)
+
+
+def current_after_a_while(_):
+    time.sleep(0.01)
+    return domains.current()
+
+
+def test_domains_that_cannot_start_for_a_while_are_started_in_the_end_if_another_serves(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2, initializer=die_for_a_while) as pool:
+            ids = set()
+            while ids != {1, 7}:
+                ids = {info.id async for info in pool.map(current_after_a_while, range(2), weight=1.0, chunk=1)}
+
+    run(main, link)
+
+
+def die_by_a_kill_for_a_while():
+    if domains.current().id <= 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_domains_that_are_killed_as_they_start_do_not_break_the_pool_at_once(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, initializer=die_by_a_kill_for_a_while) as pool:
+            assert (await pool.submit(domains.current, weight=1.0)).id == 6
+
+    run(main, link)
+
+
 def fail_to_initialize():
     raise ValueError("no licence")
 

@@ -1,13 +1,15 @@
 """A program under a mixed load, whose domains are killed at random: counts what it did, and what went wrong.
 
-Run by `soak.py` as `load.py LINK SEED SECONDS`. Prints a line of JSON with its counts twice a second and at its end.
-An operation may end with its result, or with the error of a death; anything else is `lost`. One that has not ended
-after `HANG_SECONDS` is `hung`, and the program ends at once with a dump of its fibers.
+Run by `soak.py` as `load.py LINK SEED SECONDS`. Prints a line of JSON twice a second and at its end: its counts, and
+what runs, so that `soak.py` can tell what hangs. An operation may end with its result, or with the error of a death;
+anything else is `lost`.
 """
 
 import asyncio
 import collections
 import contextlib
+import faulthandler
+import itertools
 import json
 import logging
 import os
@@ -17,24 +19,28 @@ import sys
 import time
 
 import domains
-from domains import DomainDied, DomainUnavailable, ExecutorPool, Promise, Switch, fiber, move_on_after
+from domains import DomainDied, DomainUnavailable, ExecutorPool, Promise, Switch, move_on_after
 
 # A promise whose domain died before anybody looked at it is what this is about.
 logging.getLogger("domains").addFilter(lambda record: "nobody has looked at it" not in record.getMessage())
 
 LINK, SEED, SECONDS = sys.argv[1], sys.argv[2], float(sys.argv[3])
-HANG_SECONDS = 30.0
-KILL_EVERY_SECONDS = 0.5
+KILL_EVERY_SECONDS = 0.45
+"""Of the time since the program began: so the rounds come to one in 0.5 s, with their starts and ends."""
 WORKERS = 12
+
+faulthandler.register(signal.SIGWINCH)  # on which domains write their stacks as well
+began = time.monotonic()
 
 counts = collections.Counter()
 rng = random.Random(SEED)
 problems = []
-running = {}
+numbers = itertools.count()
+running = {"program": ["starting", next(numbers)]}
 
 
 def say_counts():
-    os.write(1, (json.dumps({"counts": counts, "problems": problems}) + "\n").encode())
+    os.write(1, (json.dumps({"counts": counts, "problems": problems, "running": running}) + "\n").encode())
 
 
 # Jobs
@@ -216,7 +222,7 @@ OPERATIONS = {
 async def worker(env, pool, name, deadline):
     while time.monotonic() < deadline:
         (operation,) = rng.choices(list(OPERATIONS), list(OPERATIONS.values()))
-        running[name] = operation.__name__, time.monotonic()
+        running[name] = operation.__name__, next(numbers)
         try:
             await operation(env, pool)
             counts["done"] += 1
@@ -251,46 +257,51 @@ def kill(process, number):
 
 
 async def killer(env, pool):
-    while True:
-        await asyncio.sleep(rng.expovariate(1 / KILL_EVERY_SECONDS))
-        processes = [domain.pid for domain in pool.stats().domains if domain.pid is not None]
-        if rng.random() < 0.05:
-            kill(env.domain_mgr._provider._connection.process.pid, signal.SIGKILL)
-        elif processes:
+    """Kills as many as are due, however late it is, so that the average is reached."""
+    due = began
+    async with Switch() as sw:
+        while True:
+            await asyncio.sleep(max(0.01, due - time.monotonic()))
+            processes = [domain.pid for domain in pool.stats().domains if domain.pid is not None]
+            if not processes:
+                continue
+            due += rng.expovariate(1 / KILL_EVERY_SECONDS)
+            if rng.random() < 0.05:
+                kill(env.domain_mgr._provider._connection.process.pid, signal.SIGKILL)
+                continue
             process = rng.choice(processes)
             number = rng.choice([signal.SIGKILL] * 6 + [signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT, signal.SIGSTOP])
             kill(process, number)
             if number == signal.SIGSTOP:
-                await asyncio.sleep(rng.random() / 2)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGCONT)
+                sw.fork(let_continue, process, rng.random() / 2)
 
 
-async def watcher():
+async def let_continue(process, seconds):
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+
+
+async def teller():
     while True:
         await asyncio.sleep(0.5)
         say_counts()
-        for name, (operation, since) in running.items():
-            if time.monotonic() - since > HANG_SECONDS:
-                counts["hung"] += 1
-                problems.append(f"worker {name} hangs in {operation}")
-        if counts["hung"]:
-            say_counts()
-            sys.stderr.write(fiber.dump() if hasattr(fiber, "dump") else "")
-            sys.stderr.flush()
-            os._exit(3)
 
 
 async def main(env):
     deadline = time.monotonic() + SECONDS
     async with Switch() as background:
-        background.fork_daemon(watcher)
+        background.fork_daemon(teller)
         async with ExecutorPool(env.domain_mgr, domain_count=3) as pool:
+            del running["program"]
             pool.submit_it = lambda f, *args: pool.submit(f, *args, weight=0.1)
             async with Switch() as sw:
                 sw.fork_daemon(killer, env, pool)
                 for name in range(WORKERS):
                     sw.fork(worker, env, pool, name, deadline)
+            running["program"] = "closing", next(numbers)
             names = [int(domain.name.rpartition("-")[2]) for domain in pool.stats().domains]
             counts["domains"] = max(names, default=0)
             for _ in range(3):  # what is no longer used is released as the others' collectors come to it
@@ -309,4 +320,4 @@ async def main(env):
     say_counts()
 
 
-domains.run(main, link=LINK)
+domains.run(main, link=LINK, dump_on_signal=signal.SIGUSR1)

@@ -52,6 +52,10 @@ def spin():
 """
 
 
+class Silence(AssertionError):
+    """A program has said nothing for as long as somebody listened."""
+
+
 class Program:
     """A running program. It `say`s things, in any of its processes; `hear` returns them one by one."""
 
@@ -116,18 +120,19 @@ class Program:
             lines.append(line.decode())
         return [*lines, self._heard.decode()] if self._heard else lines
 
-    def hear_line(self) -> str | None:
-        """The next line, or None where its output ends."""
-        line = self._read_line()
+    def hear_line(self, seconds: float = PATIENCE_SECONDS) -> str | None:
+        """The next line, or None where its output ends. Raises Silence when it says nothing for so long."""
+        line = self._read_line(seconds)
         return None if line is None else line.decode()
 
-    def _read_line(self) -> bytes | None:
+    def _read_line(self, seconds: float = PATIENCE_SECONDS) -> bytes | None:
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + seconds
         while b"\n" not in self._heard:
             ready, _, _ = select.select([descriptor], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"the program says nothing; it wrote:\n{self.errors}"
+            if not ready:
+                raise Silence(f"the program says nothing; it wrote:\n{self.errors}")
             data = os.read(descriptor, 1 << 16)
             if not data:
                 return None
