@@ -47,7 +47,7 @@ from domains.protocol import (
     WatchMemory,
 )
 from domains.scheduler import fiber
-from domains.scheduler.cancel import CancelScope
+from domains.scheduler.context import Context
 from domains.scheduler.switch import Switch
 from domains.variables import unpack_variables
 
@@ -104,7 +104,7 @@ class JobRunner:
         self._dropped: set[int] = set()  # cancelled before they were claimed
         self._claimed: int | None = None  # claimed, but its message has not arrived
         self._at_once: deque[_Received] = deque()
-        self._running: dict[int, CancelScope | None] = {}
+        self._running: dict[int, Context | None] = {}  # an async job's cancellation context
         self._unbegun = 0  # fibers that were forked and have not run yet
         self._postponed: _Received | None = None  # a plain job that would overtake them
         self._weight = 0
@@ -149,10 +149,10 @@ class JobRunner:
         self._interruptions.forget(job)
         reason = unpack_failure(message.reason, buffers, self._pickling)
         if job in self._running:
-            scope = self._running[job]
-            assert scope is not None
+            context = self._running[job]
+            assert context is not None
             self._conversation.send(CancelHeard(job))
-            scope.cancel(reason)
+            context.cancel(reason)
             return
         if self._postponed is not None and self._postponed[0].job == job:
             self._postponed = None
@@ -296,35 +296,30 @@ class JobRunner:
         arguments: tuple[Any, ...],
         context: contextvars.Context,
     ) -> None:
-        # The scope is there before the fiber runs: the job may be cancelled in between.
-        scope = self._running[message.job] = CancelScope()
         self._unbegun += 1
-        self._switch.fork(self._await, scope, message, known, call, arguments, name=known.name, context=context)
+        fork = self._switch.fork_within
+        self._running[message.job] = fork(
+            self._await, message, known, call, arguments, name=known.name, context=context
+        )
 
     async def _await(
-        self,
-        scope: CancelScope,
-        message: StartJob,
-        known: _Known,
-        call: Callable[..., Any],
-        arguments: tuple[Any, ...],
+        self, message: StartJob, known: _Known, call: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> None:
         self._unbegun -= 1
         if message.weight:
             begin_loan(Loan(self, message.job, message.weight))
         started = time.perf_counter()
-        with scope:
-            try:
-                fiber.check()
-                value = await call(*arguments)
-            except BaseException as error:
-                self._end(message)
-                if isinstance(error, asyncio.CancelledError) and self._switch.is_cancelled:
-                    return  # nobody cancelled the job: it is its domain that ends, and the parent tells of that
-                self._answer_raised(message.job, error, time.perf_counter() - started, f"job {known.name!r}")
-            else:
-                self._end(message)
-                self._answer_returned(message, value, time.perf_counter() - started, known.name)
+        try:
+            fiber.check()
+            value = await call(*arguments)
+        except BaseException as error:
+            self._end(message)
+            if isinstance(error, asyncio.CancelledError) and self._switch.is_cancelled:
+                return  # nobody cancelled the job: it is its domain that ends, and the parent tells of that
+            self._answer_raised(message.job, error, time.perf_counter() - started, f"job {known.name!r}")
+        else:
+            self._end(message)
+            self._answer_returned(message, value, time.perf_counter() - started, known.name)
         self._schedule_pump()
 
     def _end(self, message: StartJob) -> None:

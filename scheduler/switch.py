@@ -279,6 +279,35 @@ class Switch:
             self._fibers += 1
             self._start(self._run(f, args), self._context, name or _name_of(f, "fiber"), context)
 
+    def fork_within(
+        self, f: Callable[..., object], *args: Any, name: str, context: contextvars.Context | None = None
+    ) -> Context:
+        """As `fork`, in a cancellation context of the fiber's own, which is returned: `cancel` that to end it alone.
+
+        It does begin, even if it was cancelled before; f must be `async`.
+        """
+        self.check_open()
+        within = Context(self._context, name)
+        self._fibers += 1
+        self._start(self._run_within(f, args), within, name, context)
+        return within
+
+    async def _run_within(self, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        fiber = cast(FiberTask, running_task(self._loop))
+        context = fiber.context
+        try:
+            early, fiber.early_cancel = fiber.early_cancel, None
+            if isinstance(early, CancelledError):
+                raise early
+            await f(*args)
+        except BaseException as error:
+            if not _is_consequence(error, context.cancellation):
+                self._failed(error)
+        finally:
+            self._context.children.pop(context, None)
+            self._fibers -= 1
+            self._ended(fiber)
+
     async def _run(self, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
         fiber = cast(FiberTask, running_task(self._loop))
         try:
