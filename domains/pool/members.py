@@ -28,11 +28,9 @@ from domains.scheduler.switch import Switch
 if TYPE_CHECKING:
     from domains.domain_manager import DomainManager
 
-_MOST_FALSE_STARTS = 3
-"""After so many domains in a row that ended before they could serve the pool gives up, unless others still serve."""
-
-_MOST_KILLED_STARTS = 10
-"""The same where the last was killed, which is not its own fault, and may stop."""
+_BAD_START, _KILLED_START, _BROKEN = 10, 3, 30
+"""The pool gives up after three domains in a row that ended before they could serve, unless others still serve; after
+ten where they were killed, which is not their own fault, and may stop."""
 
 _KILLS = (signal.SIGKILL, signal.SIGTERM)
 
@@ -101,7 +99,6 @@ class Members:
         self._planned: dict[object, asyncio.TimerHandle] = {}
         self._restarts = Restarts(2 + options.max_domains)
         self._false_starts = 0
-        self._most_false_starts = _MOST_FALSE_STARTS
         self._lost_launcher: int | None = None
         self._failure: DomainsError | None = None
         self._turns: list[Resolver[None]] = []
@@ -203,7 +200,7 @@ class Members:
 
     def _began_to_serve(self) -> None:
         """What kept domains from starting, if anything did, is over."""
-        had_enough = self._false_starts >= self._most_false_starts
+        had_enough = self._false_starts >= _BROKEN
         self._false_starts = 0
         if not self._closing:
             self._failure = None
@@ -213,19 +210,16 @@ class Members:
 
     def _has_given_up(self) -> bool:
         """Whether too many could not start, one after the other, and nobody serves."""
-        return self._false_starts >= self._most_false_starts and not any(
-            member.serves and member.handle.was_ready for member in self
-        )
+        return self._false_starts >= _BROKEN and not any(member.serves and member.handle.was_ready for member in self)
 
     def _count_false_start(self, handle: DomainHandle) -> None:
         """Those that a launcher takes with it count as one."""
         ending = handle.ending
         assert ending is not None
-        if ending.launcher is None or ending.launcher != self._lost_launcher:
-            self._false_starts += 1
-        self._lost_launcher = ending.launcher
         was_killed = ending.launcher is not None or (ending.signal in _KILLS and not handle.was_killed)
-        self._most_false_starts = _MOST_KILLED_STARTS if was_killed else _MOST_FALSE_STARTS
+        if ending.launcher is None or ending.launcher != self._lost_launcher:
+            self._false_starts += _KILLED_START if was_killed else _BAD_START
+        self._lost_launcher = ending.launcher
 
     # Ending
 
@@ -279,8 +273,8 @@ class Members:
                 self._restarts.record_death()
             if self._has_given_up():
                 failure = DomainUnavailable(
-                    f"the pool's domains cannot start: {self._most_false_starts} in a row ended before they could "
-                    f"serve; the last: {handle.error()}"
+                    f"the pool's domains cannot start: several in a row ended before they could serve; the last: "
+                    f"{handle.error()}"
                 )
                 failure.__cause__ = member.failure or handle.error()
                 self._break_unless_some_serve(failure)

@@ -194,7 +194,7 @@ def exit_at_once():
 def test_a_pool_whose_domains_cannot_start_fails_its_jobs_with_the_reason(link):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=2, initializer=exit_at_once) as pool:
-            with pytest.raises(DomainUnavailable, match=r"3 in a row ended before they could serve.*status 7"):
+            with pytest.raises(DomainUnavailable, match=r"in a row ended before they could serve.*status 7"):
                 await pool.submit(abs, 1, weight=1.0)
             with pytest.raises(DomainUnavailable):
                 await pool.submit(abs, 1, weight=1.0)
