@@ -37,9 +37,10 @@ class Mutex:
     The label shows in errors and dumps.
     """
 
-    __slots__ = ("__weakref__", "_ahead", "_state", "_streak", "_waiters", "_word", "label")
+    __slots__ = ("__weakref__", "_ahead", "_calls", "_state", "_streak", "_waiters", "_word", "label")
 
-    _ahead: Any  # this and the next two are for those that processes share, and unset in all others
+    _ahead: Any  # this and the next three are for those that processes share, and unset in all others
+    _calls: Any
     _streak: int
     _word: Any
 

@@ -44,6 +44,7 @@ class RemoteDispatcher:
             raise RuntimeError(
                 "a job submits to a pool from its domain's own event loop only: make the submitting job `async`"
             )
+        self._references.calls.settle(self._home)
         message = job.message()
         loan = current_loan()
         self._pending[message.job] = job, loan

@@ -200,19 +200,20 @@ class Calls:
     def settle(self, home: int | None = None) -> None:
         """Before another domain may learn that something was done: see that what was posted elsewhere has arrived.
 
-        What goes to the same home goes the same way, and cannot overtake it. Blocks, for a round trip.
+        What goes to the same home goes the same way, and cannot overtake it. Blocks, for a round trip; does nothing
+        where the domain must not wait, because it handles what others ask for.
         """
-        for address in [address for address in self._posted if address != home]:
-            self._posted.discard(address)
-            call = self.begin(_Nothing(address), "fence", ())
+        if not self._posted or not self._references.may_wait:
+            return
+        addresses = [address for address in self._posted if address != home]
+        self._posted.difference_update(addresses)
+        for call in [self.begin(_Nothing(address), "fence", ()) for address in addresses]:
             with contextlib.suppress(DomainsError):  # it has ended: then nothing arrives there any more
                 while call.result is None:  # that nothing is known there by this number is the answer
-                    self._references.pump(address)
+                    self._references.pump(call.home)
 
     def begin(self, target: RemoteObject, operation: str, args: tuple[Any, ...]) -> Call:
         """Send a call; whoever begins one awaits its outcome."""
-        if self._posted:
-            self.settle(target.home)
         references = self._references
         payload = references.pickling.dumps(args, f"what {operation} of {target!r} was given") if args else None
         call = Call(self, next(self._numbers), target, operation)
@@ -236,8 +237,7 @@ class Calls:
             del call, error  # or the error would keep this frame, and with it what called
 
     def tell(self, target: RemoteObject, operation: str, args: tuple[Any, ...]) -> None:
-        if self._posted:
-            self.settle(target.home)
+        self.settle(target.home)
         references = self._references
         payload = references.pickling.dumps(args, f"what {operation} of {target!r} was given") if args else None
         data, buffers, holds = payload or (b"", (), ())
@@ -246,6 +246,7 @@ class Calls:
 
     def tell_failure(self, target: RemoteObject, operation: str, error: BaseException) -> None:
         """Tell of an exception, which arrives in one form or another."""
+        self.settle(target.home)
         references = self._references
         data, buffers, holds = pack_failure(error, references.pickling, f"domain {current().name!r}")
         message = TellObject(target.home, references.address, target.number, operation, data, len(buffers))
@@ -302,6 +303,7 @@ class Calls:
     def answer(self, served: Served, result: Result[Any]) -> bool:
         if self.served.pop((served.sender, served.call), None) is None:
             return False
+        self.settle(served.sender)
         self.send_answer(served.sender, served.call, result)
         return True
 

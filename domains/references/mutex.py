@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from domains.conversation import Conversation
 from domains.errors import DomainDied, DomainsError
 from domains.ipc.lockword import LockWord
-from domains.references.calls import RemoteObject, Served, Withdraw
+from domains.references.calls import Calls, RemoteObject, Served, Withdraw
 from domains.references.registry import Export, Kind, References
 from domains.scheduler.context import Fiber, current_fiber
 from domains.scheduler.mutex import Mutex
@@ -50,9 +51,10 @@ class SharedMutex(Mutex):
     # Becoming and ending
 
     @classmethod
-    def share(cls, mutex: Mutex) -> None:
+    def share(cls, mutex: Mutex, calls: Calls) -> None:
         """Raises OSError where there is no shared memory."""
         word = LockWord.create()
+        mutex._calls = calls
         mutex._word = word
         mutex._ahead = None
         mutex._streak = 0
@@ -70,7 +72,7 @@ class SharedMutex(Mutex):
         if word.is_mine:
             word.unlock()
         word.close()
-        del self._word, self._ahead, self._streak
+        del self._calls, self._word, self._ahead, self._streak
         self.__class__ = Mutex  # type: ignore[assignment]
 
     # As a mutex
@@ -121,11 +123,13 @@ class SharedMutex(Mutex):
             raise RuntimeError(f"{self!r} can be unlocked only by its holder")
         if self._state is None or self._state != holder:
             super()._unlock(holder)  # raises, and poisons what nobody had locked
+        self._calls.settle()
         self._state = None
         word.unlock()
         self.advance()
 
     def _poison(self, cause: BaseException) -> None:
+        self._calls.settle()
         word: LockWord = self._word
         word.mark_poisoned()
         super()._poison(cause)
@@ -211,7 +215,7 @@ class SharedMutex(Mutex):
 class MutexReference(RemoteObject, Mutex):
     """A mutex whose home is another domain. `_state` is the fiber of this domain that holds it, if one does."""
 
-    __slots__ = ("_calls", "home", "home_name", "number")
+    __slots__ = ("home", "home_name", "number")
 
     def __init__(self, references: References, home: int, number: int, label: Any) -> None:
         name, descriptor = label
@@ -335,6 +339,7 @@ class MutexKind(Kind):
     classes: tuple[type, ...] = (Mutex, SharedMutex, MutexReference)
 
     def __init__(self) -> None:
+        self._calls: Calls | None = None
         self.operations = {"lock": _lock, "check": _check}
         self.tells = {
             "arrived": lambda export, sender, call, took: export.target.arrived(sender, call, took),
@@ -345,10 +350,14 @@ class MutexKind(Kind):
         self.failures = {"poison": lambda export, sender, cause: export.target._poison(cause)}
 
     def exported(self, export: Export) -> None:
-        SharedMutex.share(export.target)
+        assert self._calls is not None
+        SharedMutex.share(export.target, self._calls)
 
     def dropped(self, target: SharedMutex) -> None:
         target.unshare()
+
+    def converse(self, references: References, conversation: Conversation) -> None:
+        self._calls = references.calls
 
     def label_of(self, target: Mutex) -> tuple[str | None, bytes]:
         return target.label, target._word.descriptor if target._word is not None else b""

@@ -171,6 +171,7 @@ class _Watcher:
 
     def resume(self, _: None) -> bool:
         references = self._references
+        references.calls.settle(self._to)
         self._export.held.pop(self._to, None)
         result = self._promise.peek()
         assert result is not None

@@ -144,6 +144,7 @@ class References:
         self._meetings: Meetings | None = None
         self.when_domain_gone: list[Callable[[int, DomainsError], None]] = []
         """Called with the address of each domain that has ended, and how."""
+        self._is_pumping = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
 
@@ -341,10 +342,20 @@ class References:
             raise copy(self._unreachable.get(home, gone))
         running = asyncio._get_running_loop()
         asyncio._set_running_loop(self._loop)  # in a plain job none is said to run
+        was_pumping, self._is_pumping = self._is_pumping, True
         try:
             wait_for([conversation.link for conversation in self._conversations])
         finally:
+            self._is_pumping = was_pumping
             asyncio._set_running_loop(running)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether `pump` may be called here: in a fiber or a plain job, but not where messages are handled."""
+        if self._is_pumping or threading.get_ident() != self._thread:
+            return False
+        loop = asyncio._get_running_loop()
+        return loop is None or asyncio.current_task(loop) is not None
 
     # Pickling
 

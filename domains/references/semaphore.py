@@ -40,6 +40,7 @@ class SemaphoreReference(RemoteObject, Semaphore):
             self._held -= 1
             self._tell("release")
         else:
+            self._calls.settle(self.home)
             self._ask("release")
 
 
