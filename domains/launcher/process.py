@@ -2,8 +2,8 @@
 
 It is started once by `domains.launcher.local`, imports what a domain needs, and has a single thread for all its
 life, so forking is safe. Invariants: every domain it forked is in `_children` until it is reaped, so a signal
-never goes to somebody else's process; when the control socket closes, every domain is gone within
-`PARTING_SECONDS`, whatever it is doing.
+never goes to somebody else's process; when the control socket closes, or the lifeline of a launcher further up, every
+domain is gone within `PARTING_SECONDS`, whatever it is doing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from domains.launcher.control import (
     Signal,
     Started,
 )
+from domains.launcher.lifeline import Lifeline, inherit
 
 PARTING_SECONDS = 0.3
 """How long domains may unwind by themselves after their parent has gone, before they are killed."""
@@ -48,34 +49,37 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 class Launcher:
     """The launcher's state: its domains, by number."""
 
-    def __init__(self, control: ControlSocket) -> None:
+    def __init__(self, control: ControlSocket, upwards: int | None) -> None:
         self._control = control
+        self._upwards = [] if upwards is None else [upwards]
+        self.lifeline = Lifeline()
+        self._wake_read, self._wake_write = os.pipe()
         self._remove: list[str] = []
         self._children: dict[int, tuple[int, int]] = {}  # domain -> its process, its crash report's descriptor
 
     def serve(self) -> tuple[Birth, dict[str, int], int] | None:
         """Serve until the parent has hung up or gone; in a forked domain, return its birth instead."""
-        wake_read, wake_write = os.pipe()
-        os.set_blocking(wake_read, False)
-        os.set_blocking(wake_write, False)
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler is what makes the wake-up descriptor work
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         while True:
             try:
                 unsent = [] if self._control.write() else [self._control.fileno()]
             except OSError:
                 break
-            readable, _, _ = select.select([self._control.fileno(), wake_read], unsent, [])
-            if wake_read in readable:
-                _drain(wake_read)
+            heard = [self._control.fileno(), self._wake_read, *self._upwards]
+            readable, _, _ = select.select(heard, unsent, [])
+            if self._wake_read in readable:
+                _drain(self._wake_read)
                 self._reap()
+            if self._upwards and self._upwards[0] in readable:
+                break
             if self._control.fileno() in readable:
                 try:
                     for message in self._control.read():
                         birth = self._obey(message)
                         if birth is not None:
-                            os.close(wake_read)
-                            os.close(wake_write)
                             return birth
                 except EOFError:
                     break
@@ -128,9 +132,11 @@ class Launcher:
 
     def _end_all(self) -> None:
         """The parent is gone: give the domains, which see that too, a moment; then kill them."""
+        self.lifeline.cut()
         deadline = time.monotonic() + PARTING_SECONDS
-        while self._children and time.monotonic() < deadline:
-            select.select([], [], [], 0.01)
+        while self._children and (left := deadline - time.monotonic()) > 0:
+            select.select([self._wake_read], [], [], left)
+            _drain(self._wake_read)
             self._reap()
         for pid, _ in self._children.values():
             _signal_child(pid, signal.SIGKILL, group=True)
@@ -144,14 +150,22 @@ class Launcher:
 
     def disown(self) -> None:
         """In a forked domain, or at the end: let go of what belongs to the launcher alone."""
+        signal.set_wakeup_fd(-1)
         self._control.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
         for _, crash in self._children.values():
             os.close(crash)
         self._children.clear()
 
 
-def main(control_descriptor: int, become_domain: Callable[[Birth, dict[str, int]], int]) -> NoReturn:
-    """Run the launcher over an inherited socket; in each forked process, run a domain. Never returns."""
+def main(
+    become_domain: Callable[[Birth, dict[str, int]], int], control_descriptor: int, upwards: int | None = None
+) -> NoReturn:
+    """Run the launcher over an inherited socket; in each forked process, run a domain. Never returns.
+
+    `upwards` is the lifeline of the launcher that the parent, a domain itself, was forked by.
+    """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a parent's mask would come along, and hide the ends of domains
     # What a terminal or a service manager sends to everybody is the parent's business; the domains hear from it.
     for number in _LEFT_TO_PARENT:
@@ -160,7 +174,10 @@ def main(control_descriptor: int, become_domain: Callable[[Birth, dict[str, int]
     gc.freeze()  # what is here now never becomes garbage: collecting would only unshare its pages
     gc.set_threshold(*_COLLECT_AFTER)
     gc.enable()
-    launcher = Launcher(ControlSocket(socket.socket(fileno=control_descriptor)))
+    if upwards is not None:
+        os.set_inheritable(upwards, False)
+        inherit(upwards)
+    launcher = Launcher(ControlSocket(socket.socket(fileno=control_descriptor)), upwards)
     launcher_pid = os.getpid()
     born = launcher.serve()
     if born is None:
@@ -179,13 +196,13 @@ def _reset_process(launcher: Launcher, birth: Birth, crash: int) -> None:
     """Make a forked copy of the launcher a process of its own."""
     import faulthandler  # a domain's, not the launcher's
 
-    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in signal.valid_signals() - _IGNORED_BY_PYTHON:
         if signal.getsignal(number) is signal.SIG_IGN:  # by us, or by the parent: that is inherited
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     launcher.disown()
+    launcher.lifeline.hand_down()
     faulthandler.enable(file=crash)
     faulthandler.register(DUMP_SIGNAL, file=crash)
     for module in ("random", "numpy.random"):

@@ -10,14 +10,16 @@ import socket
 import subprocess
 import sys
 
+from domains.launcher.lifeline import inherited
+
 __all__ = ["LauncherProcess"]
 
 _BOOT = (
     "import gc, sys; gc.disable()\n"  # the launcher enables it; until then there is no garbage to speak of
-    "fd = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; sys.argv[:] = ['']\n"
+    "fds = [int(fd) for fd in sys.argv[1].split(',')]; sys.path[:] = sys.argv[2:]; sys.argv[:] = ['']\n"
     "from domains.launcher.process import main\n"
     "from domains.domain_main import become_domain\n"
-    "main(fd, become_domain)\n"
+    "main(become_domain, *fds)\n"
 )
 
 
@@ -29,6 +31,9 @@ class LauncherProcess:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
+        descriptors = [theirs.fileno()]
+        if (lifeline := inherited()) is not None:
+            descriptors.append(lifeline)
         try:
             path = [entry or os.getcwd() for entry in sys.path]
             self.process = subprocess.Popen(
@@ -37,11 +42,11 @@ class LauncherProcess:
                     *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
                     "-c",
                     _BOOT,
-                    str(theirs.fileno()),
+                    ",".join(map(str, descriptors)),
                     *path,
                 ],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=descriptors,
                 start_new_session=True,  # the terminal's Ctrl-C is for the parent, which tells the domains
             )
         except BaseException:
