@@ -5,7 +5,7 @@ exception that cannot be pickled, or whose constructor refuses its own arguments
 `NotPicklable` that says so and carries the original's traceback: it fails its own job and nothing else.
 """
 
-from __future__ import annotations
+# Annotations are not postponed: see `domains.protocol`.
 
 import traceback
 from collections.abc import Sequence

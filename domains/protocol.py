@@ -7,7 +7,8 @@ Messages about objects that are known elsewhere carry two addresses: `to` whom t
 their `sender`'s. Where a message has `buffers`, so many of the frame's out-of-band buffers are its own, in order.
 """
 
-from __future__ import annotations
+# Annotations are not postponed here: msgspec would evaluate each string of them, which takes a new domain three times
+# as long.
 
 from typing import Any
 
@@ -401,12 +402,15 @@ Message = (
 )
 
 
+_decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
+"""One for all, made before a domain is forked: what it knows of the messages takes a while to gather."""
+
+
 class ProtocolCodec:
     """Turns a turn's worth of messages into an envelope and back. Raises on anything that is not ours."""
 
     def __init__(self) -> None:
-        self._decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
         self.encode = msgspec.msgpack.Encoder().encode
 
     def decode(self, envelope: bytes | memoryview) -> list[Any]:
-        return self._decoder.decode(envelope)
+        return _decoder.decode(envelope)

@@ -7,6 +7,7 @@ of a domain comes half as late again. Everything heavy is therefore imported ins
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -56,13 +57,25 @@ def run(
     with contextlib.suppress(OSError):  # whoever needs it tries again, and is told
         launcher = LauncherProcess()
     try:
-        with _interrupts_held():
+        with _interrupts_held(), _no_collection():
             from domains.program import run_program
 
         return run_program(main, launcher, domains, link, dump_on_signal)
     finally:
         if launcher is not None:
             launcher.close()
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """What modules are made of stays: looking through it for garbage, again and again, finds none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ descriptors that a launch carries travel beside its first byte. End-of-file is t
 gone, and the launcher acts on it: no domain outlives the parent.
 """
 
-from __future__ import annotations
+# Annotations are not postponed: see `domains.protocol`.
 
 import contextlib
 import errno
