@@ -14,14 +14,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from domains.conversation import Buffers, Conversation
 from domains.errors import Cancelled, ConnectionLost
 from domains.failures import pack_failure, unpack_failure
+from domains.forked import exit_as_a_script
 from domains.functions import ReceivedFunctions, name_of
 from domains.identity import current
 from domains.interruption import Interruptions
@@ -121,6 +124,7 @@ class JobRunner:
         conversation.handle(Finish, self._finish)
         conversation.handle(WatchMemory, self._watch_memory)
         conversation.after_frame(self.pump)
+        _runners.add(self)
 
     def _define(self, message: DefineFunction, _: Buffers) -> None:
         self._functions.define(message.function, message.code)
@@ -362,3 +366,27 @@ class JobRunner:
         where = f"{what} in domain {domain.name!r} (process {domain.pid})"
         payload = pack_failure(error, self._pickling, where)
         self._conversation.send(JobRaised(job, payload.data, seconds, len(payload.buffers)), payload.buffers)
+
+
+class _ForkedRunner(JobRunner):
+    """What a runner becomes in a process that one of its jobs has forked: whatever it would do next ends that."""
+
+    def _next(self) -> NoReturn:
+        exit_as_a_script(None)
+
+    def _answer_returned(self, message: StartJob, value: object, seconds: float, name: str) -> NoReturn:
+        exit_as_a_script(None)
+
+    def _answer_raised(self, job: int, error: BaseException, seconds: float, what: str) -> NoReturn:
+        exit_as_a_script(error)
+
+
+_runners: weakref.WeakSet[JobRunner] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for runner in _runners:
+        runner.__class__ = _ForkedRunner
+
+
+os.register_at_fork(after_in_child=_forked)

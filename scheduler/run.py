@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -151,13 +152,51 @@ def _signals(interruption: _Interruption, handle: bool, dump_on_signal: int | No
         if dump_on_signal is not None:
             handlers[dump_on_signal] = dump_to_stderr
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            if signal.getsignal(number) == handlers[number]:
+                signal.signal(number, handler)
+
+    if handle:
+        _restorers.append(restore)
     try:
         with _waking_on_signals(interruption.loop) if handle else nullcontext():
             yield
     finally:
-        for number, handler in previous.items():
-            if signal.getsignal(number) == handlers[number]:
-                signal.signal(number, handler)
+        if restore in _restorers:  # not in a child that was forked meanwhile
+            _restorers.remove(restore)
+        restore()
+
+
+_restorers: list[Callable[[], None]] = []
+"""Of the runs that handle signals, from the outermost to the innermost."""
+
+
+_before_fork = threading.local()
+
+
+def _hold_signals() -> None:
+    """Until the child has handlers of its own, in which a signal that comes at once would be lost."""
+    if _restorers:
+        _before_fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
+
+def _let_signals_come() -> None:
+    if (mask := _before_fork.__dict__.pop("mask", None)) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _begin_as_child() -> None:
+    """A signal is the forked child's own, as if nothing ran, and does not wake its parent's loop."""
+    if _restorers:
+        signal.set_wakeup_fd(-1)
+    while _restorers:
+        _restorers.pop()()
+    _let_signals_come()
+
+
+os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals_come, after_in_child=_begin_as_child)
 
 
 @contextmanager

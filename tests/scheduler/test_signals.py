@@ -7,6 +7,7 @@ something takes.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -422,6 +423,24 @@ def test_protected_code_finishes_before_the_signal_is_heard(start: Start) -> Non
     end = program.end()
     assert end.status == -signal.SIGINT
     assert end.said == ["finished"]
+
+
+def test_a_forked_child_is_ended_by_signals_as_if_nothing_ran() -> None:
+    async def main() -> list[int]:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        ended = []
+        for _ in range(20):
+            child = os.fork()
+            if not child:
+                signal.alarm(int(PATIENCE_SECONDS))
+                while True:
+                    signal.pause()
+            os.kill(child, signal.SIGTERM)  # perhaps before it has come to life
+            ended.append(os.waitpid(child, 0)[1])  # noqa: ASYNC222  # it is dead
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+        return ended
+
+    assert run(main) == [signal.SIGTERM] * 20
 
 
 def test_handlers_are_there_only_during_the_run() -> None:
