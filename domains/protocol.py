@@ -139,13 +139,13 @@ class WatchPromise(Struct, tag=15, array_like=True, gc=False):
 
 
 class PromiseResolved(Struct, tag=16, array_like=True, gc=False):
-    """From a promise's home to one who watches it: its value, or its packed failure."""
+    """From a promise's home to one who watches it: its value, plain or a pickle, or its packed failure."""
 
     to: int
     sender: int
     number: int
     failed: bool
-    data: bytes
+    data: Any
     buffers: int
 
 
@@ -156,7 +156,7 @@ class ResolvePromise(Struct, tag=17, array_like=True, gc=False):
     sender: int
     number: int
     failed: bool
-    data: bytes
+    data: Any
     buffers: int
 
 
@@ -246,7 +246,7 @@ class CallObject(Struct, tag=50, array_like=True, gc=False):
 
 
 class CallAnswered(Struct, tag=51, array_like=True, gc=False):
-    """From an object's home: a call's value (nothing stands for None), or its packed failure.
+    """From an object's home: a call's value, plain or a pickle, or its packed failure.
 
     Failed with nothing means that it was withdrawn.
     """
@@ -255,7 +255,7 @@ class CallAnswered(Struct, tag=51, array_like=True, gc=False):
     sender: int
     call: int
     failed: bool
-    data: bytes
+    data: Any
     buffers: int
 
 

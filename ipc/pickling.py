@@ -82,8 +82,8 @@ class Pickling:
         self._table: dict[type, Reducer] = {}
         self._cloud_pickler: Any = None
 
-    def dumps(self, value: object, what: str) -> Payload:
-        """Pickle a value. Raises NotPicklable: `what`, and the path in it, is what cannot travel."""
+    def dumps(self, value: object, what: str, *about: object) -> Payload:
+        """Pickle a value. Raises NotPicklable: `what % about`, and the path in it, is what cannot travel."""
         kind = type(value)
         if kind is tuple:
             assert isinstance(value, tuple)
@@ -102,7 +102,7 @@ class Pickling:
             by_value = True
         if by_value:
             buffers.clear()
-            pieces = self._dump_by_value(value, what, keep)
+            pieces = self._dump_by_value(value, what % about if about else what, keep)
         return self._payload(pieces, buffers)
 
     def dumps_function(self, f: Callable[..., Any]) -> bytes:

@@ -215,7 +215,7 @@ class Calls:
     def begin(self, target: RemoteObject, operation: str, args: tuple[Any, ...]) -> Call:
         """Send a call; whoever begins one awaits its outcome."""
         references = self._references
-        payload = references.pickling.dumps(args, f"what {operation} of {target!r} was given") if args else None
+        payload = references.pickling.dumps(args, "what %s of %r was given", operation, target) if args else None
         call = Call(self, next(self._numbers), target, operation)
         self._pending[call.number] = call
         data, buffers, holds = payload or (b"", (), ())
@@ -239,7 +239,7 @@ class Calls:
     def tell(self, target: RemoteObject, operation: str, args: tuple[Any, ...]) -> None:
         self.settle(target.home)
         references = self._references
-        payload = references.pickling.dumps(args, f"what {operation} of {target!r} was given") if args else None
+        payload = references.pickling.dumps(args, "what %s of %r was given", operation, target) if args else None
         data, buffers, holds = payload or (b"", (), ())
         message = TellObject(target.home, references.address, target.number, operation, data, len(buffers))
         references.send(message, buffers, holds)
@@ -262,7 +262,7 @@ class Calls:
         result: Result[Any]
         if not message.failed:
             try:
-                result = Returned(pickling.loads(message.data, buffers) if message.data else None)
+                result = Returned(pickling.unpack(message.data, buffers))
             except DomainsError as error:
                 result = Raised(error, None)
         elif message.data:
@@ -309,16 +309,15 @@ class Calls:
 
     def send_answer(self, to: int, call: int, result: Result[Any] | None) -> None:
         references = self._references
-        where = f"domain {current().name!r}"
         payload = None
         failed = not isinstance(result, Returned)
-        if isinstance(result, Returned) and result.value is not None:
+        if isinstance(result, Returned):
             try:
-                payload = references.pickling.dumps(result.value, f"the value for another domain from {where}")
+                payload = references.pickling.pack(result.value, "the value for another domain from %s", _here())
             except NotPicklable as error:
                 failed, result = True, Raised(error, None)
         if isinstance(result, Raised):
-            payload = pack_failure(result.error, references.pickling, where)
+            payload = pack_failure(result.error, references.pickling, _here())
         data, buffers, holds = payload or (b"", (), ())
         references.send(CallAnswered(to, references.address, call, failed, data, len(buffers)), buffers, holds)
 
@@ -387,6 +386,10 @@ class Calls:
                 del self.served[key]
                 if served.withdraw is not None:
                     served.withdraw(served)
+
+
+def _here() -> str:
+    return f"domain {current().name!r}"
 
 
 def _unknown(number: int) -> DomainsError:

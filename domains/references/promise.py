@@ -93,7 +93,7 @@ class ResolverReference(Resolver[T]):
         return self._send(Raised(error, error.__traceback__), self._pack_failure(error))
 
     def _pack(self, value: T) -> Payload:
-        return self._references.pickling.dumps(value, f"the value of promise {self.promise.label!r}")
+        return self._references.pickling.pack(value, "the value of promise %r", self.promise.label)
 
     def _pack_failure(self, error: BaseException) -> Payload:
         where = f"promise {self.promise.label!r} in domain {current().name!r}"
@@ -178,7 +178,7 @@ class _Watcher:
         failed = isinstance(result, Raised)
         if isinstance(result, Returned):
             try:
-                payload = references.pickling.dumps(result.value, f"the value of {self._promise!r}")
+                payload = references.pickling.pack(result.value, "the value of %r", self._promise)
             except NotPicklable as error:
                 failed, result = True, Raised(error, None)
         if isinstance(result, Raised):
@@ -204,7 +204,7 @@ def _outcome(references: References, message: PromiseResolved | ResolvePromise, 
     if message.failed:
         return Raised(unpack_failure(message.data, buffers, references.pickling), None)
     try:
-        return Returned(references.pickling.loads(message.data, buffers))
+        return Returned(references.pickling.unpack(message.data, buffers))
     except DomainsError as error:
         return Raised(error, None)
 

@@ -35,6 +35,7 @@ from domains.ipc.pickling import Memory, Payload, Pickling
 from domains.protocol import DischargeHold, HoldReference, HomeGone, Introduce, ReleaseReference
 from domains.references.calls import Calls, Withdraw
 from domains.references.meetings import Introductions, Meetings
+from domains.references.plain import is_plain
 from domains.scheduler.switch import Switch
 from domains.variables import reduce_variable
 
@@ -521,9 +522,9 @@ class ReferencePickling(Pickling):
                 reducers[each] = functools.partial(references.reduce, kind=kind)
         super().__init__(reducers, memory)
 
-    def dumps(self, value: object, what: str) -> Payload:
+    def dumps(self, value: object, what: str, *about: object) -> Payload:
         try:
-            payload = super().dumps(value, what)
+            payload = super().dumps(value, what, *about)
         except BaseException:
             self._begin_attempt()
             raise
@@ -531,6 +532,14 @@ class ReferencePickling(Pickling):
             payload = payload._replace(holds=self.holds)
             self.holds = []
         return payload
+
+    def pack(self, value: Any, what: str, *about: object) -> Payload:
+        """As `dumps`, but a plain value is its own `data`."""
+        return Payload(value, ()) if is_plain(value) else self.dumps(value, what, *about)  # type: ignore[arg-type]
+
+    def unpack(self, data: Any, buffers: Sequence[Any]) -> Any:
+        """The opposite of `pack`; raises as `loads` does."""
+        return self.loads(data, buffers) if type(data) is bytes else data
 
     def _begin_attempt(self) -> None:
         holds, self.holds = self.holds, []

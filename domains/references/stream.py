@@ -17,6 +17,7 @@ from domains.ipc.link import Link
 from domains.ipc.pickling import Payload
 from domains.protocol import AddItems, RecallPlaces
 from domains.references.calls import RemoteObject, Served, Withdraw
+from domains.references.plain import MOST_INT, is_plain
 from domains.references.registry import Export, Kind, References
 from domains.references.shared_stream import Adder, SharedStream
 from domains.scheduler.context import check
@@ -25,9 +26,6 @@ from domains.scheduler.stream import Stream
 T = TypeVar("T")
 
 _log = logging.getLogger("domains")
-
-_SMALL_INT = 1 << 62
-_PLAIN = frozenset({float, bool, type(None)})
 
 
 class StreamReference(RemoteObject, Stream[T]):
@@ -69,11 +67,7 @@ class StreamReference(RemoteObject, Stream[T]):
         if self._places:
             kind = type(item)
             message = self._message
-            if (
-                kind in _PLAIN
-                or (kind is int and -_SMALL_INT < item < _SMALL_INT)  # type: ignore[operator]
-                or (kind is str and item.isascii())  # type: ignore[attr-defined]
-            ):
+            if (kind is int and -MOST_INT < item < MOST_INT) or is_plain(item):  # type: ignore[operator]
                 if message is not None and self._link.latest is message:
                     # What `_post` comes to, in the fewest steps: most items go this way.
                     message.items.append(item)
@@ -122,7 +116,7 @@ class StreamReference(RemoteObject, Stream[T]):
         self._places = 0
 
     def _pack(self, item: T) -> Payload:
-        return self._references.pickling.dumps(item, f"an item for {self!r}")
+        return self._references.pickling.dumps(item, "an item for %r", self)
 
     def _post(self, packed: Any, buffers: Sequence[Any], holds: Sequence[int], is_pickle: bool) -> None:
         """Send an item for a promised place: with those before it, unless something else was sent in between."""
@@ -216,7 +210,7 @@ def _add_items(references: References, message: AddItems, buffers: Buffers) -> N
         return
     for packed in message.items:
         try:
-            item = references.pickling.loads(packed, buffers) if type(packed) is bytes else packed
+            item = references.pickling.unpack(packed, buffers)
         except DomainsError as error:
             # Whoever added it was told long ago that it is done.
             _log.error("an item that another domain added to %r is lost", stream, exc_info=error)
