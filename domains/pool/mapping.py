@@ -1,7 +1,7 @@
 """`map` over a pool: reads its input only as far as results are taken, in groups whose size follows their cost.
 
-At any time at most `buffer` items (or `_GROUPS_PER_DOMAIN` groups a domain) are under way or wait to be taken. However
-the iteration ends, nothing of it runs on: the groups under way are cancelled and waited for.
+At any time at most `buffer` items, or some groups a domain, are under way or wait to be taken. However the iteration
+ends, nothing of it runs on: the groups under way are cancelled and waited for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import inspect
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
 from functools import partial
-from itertools import islice
 from typing import Any, Literal, TypeVar
 
 from domains.errors import Cancelled
@@ -19,12 +18,16 @@ from domains.functions import Function, FunctionCatalogue
 from domains.job import Job
 from domains.pool.dispatch import Submissions
 from domains.pool.group import run_group, run_group_async
+from domains.pool.source import News, open_source
+from domains.protocol import FULL_WEIGHT
 from domains.references.registry import References
-from domains.scheduler.stream import Stream
 
 T = TypeVar("T")
 
 _GROUPS_PER_DOMAIN = 4
+_MOST_PLACES = 512
+"""How many `async` jobs a map lets a domain run at a time, however little they weigh."""
+
 _GROUP_SECONDS = 0.005
 """How long a group should take: long against the cost of sending it, short against a user's patience."""
 
@@ -118,71 +121,64 @@ async def _map(
     buffer: int | None,
     group_size: _GroupSize,
 ) -> AsyncGenerator[list[Any], None]:
-    most = dispatch.size * _GROUPS_PER_DOMAIN if buffer is None else buffer
-    read = _reader(xs)
-    under_way: deque[tuple[Job[Any], int]] = deque()
-    sizes: dict[Job[Any], int] = {}
-    finished: Stream[Job[Any]] = Stream(2**62)
-    exhausted = False
+    most_groups = dispatch.size * _groups_per_domain(function, weight)
+    news = News("the next result of a map")
+    source = open_source(xs, news.tell)
+    sizes: dict[Job[Any], int] = {}  # of those under way or not taken yet
+    next_ones: deque[Job[Any]] = deque()  # the same in the order in which they are taken, as far as that is known
+    unfinished = 0
     taken = 0
 
     def ended(job: Job[Any]) -> None:
+        nonlocal unfinished
+        unfinished -= 1
+        dispatch.count_items(0, sizes[job] - 1)
         if not ordered:
-            finished.add_nonblocking(job)
+            next_ones.append(job)
+        news.tell()
 
     try:
         while True:
-            while not exhausted and (len(sizes) < most if buffer is None else taken < buffer):
+            while not source.is_exhausted:
                 room = group_size.items if buffer is None else min(group_size.items, buffer - taken)
-                group = await read(room)
-                exhausted = len(group) < room
-                if group:
-                    if dispatch.refusal is not None:
-                        raise dispatch.refusal
-                    job: Job[Any] = Job(function, (group,), references, weight, dispatch)
-                    job.on_end = ended
-                    dispatch.push(job)
-                    dispatch.count_items(len(group) - 1, 0)
-                    sizes[job] = len(group)
-                    taken += len(group)
-                    under_way.append((job, len(group)))
-            if not sizes:
-                return
-            if ordered:
-                job, _ = under_way.popleft()
+                most = room if buffer is not None or len(sizes) < most_groups else 0
+                # What waits for a busy domain can as well wait for more to go with it.
+                group = source.take(1 if function.is_async or unfinished < 2 * dispatch.size else most, most, room)
+                if not group:
+                    break
+                if dispatch.refusal is not None:
+                    raise dispatch.refusal
+                job: Job[Any] = Job(function, (group,), references, weight, dispatch)
+                job.on_end = ended
+                dispatch.push(job)
+                dispatch.count_items(len(group) - 1, 0)
+                sizes[job] = len(group)
+                unfinished += 1
+                taken += len(group)
+                if ordered:
+                    next_ones.append(job)
+            if next_ones and next_ones[0].promise.is_resolved:
+                job = next_ones.popleft()
+                values = await job.promise
+                size = sizes.pop(job)
+                group_size.learn(size, job.seconds)
+                yield values
+                taken -= size
+            elif sizes or not source.is_exhausted:
+                await news.wait()
             else:
-                job = await finished.take()
-            values = await job.promise
-            size = sizes.pop(job)
-            dispatch.count_items(0, size - 1)
-            group_size.learn(size, job.seconds)
-            yield values
-            taken -= size
+                return
     finally:
         for job in sizes:
             job.cancel(Cancelled())
+        await source.close()
         for job in sizes:
             await job.ended()
 
 
-def _reader(xs: Iterable[Any] | AsyncIterable[Any]) -> Callable[[int], Awaitable[list[Any]]]:
-    """A function that reads the next so many items; fewer come only at the end."""
-    if isinstance(xs, AsyncIterable):
-        waiting = aiter(xs)
-
-        async def read_waiting(count: int) -> list[Any]:
-            items: list[Any] = []
-            while len(items) < count:
-                try:
-                    items.append(await anext(waiting))
-                except StopAsyncIteration:
-                    break
-            return items
-
-        return read_waiting
-    ready = iter(xs)
-
-    async def read_ready(count: int) -> list[Any]:
-        return list(islice(ready, count))
-
-    return read_ready
+def _groups_per_domain(function: Function, weight: int) -> int:
+    """Enough to keep a domain busy: one of its places to run in, and one to wait in, for each that it has."""
+    if not function.is_async:
+        return _GROUPS_PER_DOMAIN
+    places = _MOST_PLACES if weight == 0 else min(_MOST_PLACES, -(-FULL_WEIGHT // weight))
+    return max(_GROUPS_PER_DOMAIN, 2 * places)

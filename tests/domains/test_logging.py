@@ -219,6 +219,20 @@ def test_failures_count_as_ended_and_failed():
     assert told[-1] == (1, 1, 1)
 
 
+def test_items_of_a_map_that_fails_or_is_left_have_all_ended():
+    told = []
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pool.watch(told.append):
+                with pytest.raises(ZeroDivisionError):
+                    await pool.map(lambda n: 1 / (n - 9), range(100), weight=1.0, chunk=7)
+
+    run(main)
+    assert told[-1].ended == told[-1].submitted > 9
+    assert told[-1].failed >= 1
+
+
 def test_the_rich_progress_bar_shows_a_pools_progress():
     rich_console = pytest.importorskip("rich.console")
     from domains.pool.progress_bar import progress_bar

@@ -10,7 +10,9 @@ import time
 import pytest
 
 import domains
-from domains import ExecutorPool
+from domains import ExecutorPool, Stream, fiber
+from domains.pool.source import open_source
+from domains.scheduler.run import run as run_locally
 
 
 def run(main, link="socketpair"):
@@ -97,6 +99,136 @@ def test_a_failing_iterable_fails_the_map_and_cancels_what_it_began():
             return stats.queued, stats.running
 
     assert run(main) == (0, 0)
+
+
+def test_a_result_is_there_before_the_source_has_another_item(link):
+    async def main(env):
+        got = []
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            stream = Stream(1)
+            await stream.add(2)
+            async for result in pool.map(square, stream, weight=1.0):
+                got.append(result)
+                if len(got) < 4:
+                    await stream.add(result)  # without this there would be no more
+                else:
+                    stream.close()
+        return got
+
+    assert run(main, link) == [4, 16, 256, 65536]
+
+
+@pytest.mark.parametrize("buffer", [None, 5])
+def test_an_async_source_is_read_no_further_than_results_are_taken(buffer):
+    async def main(env):
+        read = []
+
+        async def source():
+            for n in itertools.count():
+                read.append(n)
+                yield n
+
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            results = pool.map(square, source(), weight=1.0, buffer=buffer, chunk=1)
+            assert await anext(results) == 0
+            while pool.stats().running or pool.stats().queued:
+                await fiber.yield_now()
+            await results.aclose()
+        return len(read)
+
+    assert run(main) <= (buffer or 6)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_leaving_a_map_early_ends_what_reads_its_async_source(failing):
+    ended = []
+
+    async def source():
+        try:
+            yield 0
+            await fiber.await_cancel()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(asyncio.current_task())
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with contextlib.suppress(ZeroDivisionError):
+                async with contextlib.aclosing(
+                    pool.map(lambda n: 1 / (n if failing else 1), source(), weight=1.0)
+                ) as results:
+                    async for _ in results:
+                        break
+            return len(ended), [task for task in asyncio.all_tasks() if task in ended]
+
+    assert run(main) == (1, [])
+
+
+def test_a_failing_async_source_fails_the_map_and_cancels_what_it_began(link):
+    async def source():
+        yield 3600
+        await asyncio.sleep(0)
+        raise LookupError("no more")
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pytest.raises(LookupError, match="no more"):
+                await pool.map(time.sleep, source(), weight=1.0)
+            stats = pool.stats()
+            return stats.queued, stats.running
+
+    assert run(main, link) == (0, 0)
+
+
+def test_a_source_that_is_full_is_quiet():
+    async def numbers():
+        for n in itertools.count():
+            yield n
+
+    async def main():
+        told = []
+        source = open_source(numbers(), lambda: told.append(1))
+        assert source.take(1, 3, 3) == []
+        while len(told) < 2:  # the first item, and as many as may be
+            await fiber.yield_now()
+        for _ in range(10):
+            assert source.take(4, 4, 3) == []
+            await fiber.yield_now()
+        assert len(told) == 2
+        assert source.take(1, 4, 3) == [0, 1, 2]
+        await source.close()
+
+    run_locally(main)
+
+
+def test_a_source_that_swallows_its_cancellation_is_read_no_further():
+    async def source():
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                yield 1
+                await asyncio.sleep(3600)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            results = pool.map(square, source(), weight=1.0)
+            assert await anext(results) == 1
+            await results.aclose()
+
+    run(main)
+
+
+def test_light_async_jobs_of_a_map_fill_a_domain(tmp_path):
+    async def meet(n):
+        (tmp_path / str(n)).touch()
+        while len(os.listdir(tmp_path)) < 50:  # noqa: ASYNC110  # they meet by files
+            await asyncio.sleep(0.001)
+        return n
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            return await pool.map(meet, range(50), weight=0.02)
+
+    assert run(main) == list(range(50))
 
 
 def test_quick_jobs_travel_in_ever_larger_groups_and_slow_ones_alone():
