@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from domains.conversation import Conversation
 from domains.errors import ConnectionLost
@@ -30,6 +31,9 @@ from domains.scheduler.run import event_loop_factory, run
 from domains.scheduler.switch import Switch
 from domains.standard_streams import print_whole_lines
 
+if TYPE_CHECKING:
+    from domains.domain_manager import DomainManager
+
 event_loop_factory()  # imported here, the loop is in the launcher's image, and no domain has to wait for it
 
 
@@ -47,7 +51,7 @@ def become_domain(birth: Birth, descriptors: Mapping[str, int]) -> int:
         kind = kind_called(birth.link)
         link = kind.accept(ProtocolCodec(), birth.description, descriptors)
         try:
-            await serve(link, claims, interruptions, birth.name)
+            await serve(link, claims, interruptions, birth)
         finally:
             kind.close()
 
@@ -57,8 +61,9 @@ def become_domain(birth: Birth, descriptors: Mapping[str, int]) -> int:
     return 0
 
 
-async def serve(link: Link, claims: ReceivedClaims, interruptions: Interruptions, name: str) -> None:
+async def serve(link: Link, claims: ReceivedClaims, interruptions: Interruptions, birth: Birth) -> None:
     """Serve the parent at the other end of `link` until it has no more use for this domain."""
+    name = birth.name
     finished, finish = Promise[None].create(f"the end of domain {name}")
     gone, go = Promise[None].create("the end of the link to the parent")
     arena = ArenaUse()
@@ -75,6 +80,7 @@ async def serve(link: Link, claims: ReceivedClaims, interruptions: Interruptions
 
             conversation.when_gone(parent_gone)
             meetings = references.converse_with_parent(conversation, arena)
+            references.open_manager = own_manager = _OwnManager(references, switch, birth.link)
             forward_logs(conversation)
             JobRunner(conversation, switch, claims, interruptions, lambda: finish.try_resolve(None))
             conversation.start()
@@ -85,6 +91,7 @@ async def serve(link: Link, claims: ReceivedClaims, interruptions: Interruptions
                 # Among the switch's hooks, so that it comes after all that runs in it, however the domain ends.
                 switch.on_release(_say_goodbye, link, gone)
                 switch.on_release(meetings.close)
+                switch.on_release(own_manager.close)
     finally:
         arena.close()
 
@@ -92,3 +99,27 @@ async def serve(link: Link, claims: ReceivedClaims, interruptions: Interruptions
 async def _say_goodbye(link: Link, gone: Promise[None]) -> None:
     link.close()
     await gone
+
+
+class _OwnManager:
+    """What a domain manager means that this domain is handed: made when the first one is opened."""
+
+    def __init__(self, references: References, switch: Switch, link: str) -> None:
+        self._references = references
+        self._switch = switch
+        self._link = link
+        self._manager: DomainManager | None = None
+
+    def __call__(self, default_count: int) -> DomainManager:
+        if self._manager is None:
+            # Slow to import, and most domains start none.
+            from domains.domain_manager import DomainManager
+            from domains.launcher.local import LocalProvider
+
+            provider = LocalProvider(kind_called(self._link))
+            self._manager = DomainManager(provider, default_count, self._switch, self._references)
+        return self._manager
+
+    async def close(self) -> None:
+        if self._manager is not None:
+            await self._manager.close()

@@ -27,7 +27,7 @@ from domains.job import Job
 from domains.launcher.provider import Provider
 from domains.protocol import ProtocolCodec
 from domains.references.kinds import kinds
-from domains.references.registry import References
+from domains.references.registry import References, open_domain_manager
 from domains.scheduler import fiber
 from domains.scheduler.suspend import Suspension, suspend
 from domains.scheduler.switch import Switch
@@ -39,13 +39,18 @@ Ts = TypeVarTuple("Ts")
 class DomainManager:
     """Starts domains. Belongs to one event loop; obtained as `env.domain_mgr`.
 
-    `default_count` is how many domains a pool has that does not say.
+    It can be handed to other domains, as an argument of what runs there: there it is their own, and what they start
+    with it ends when they do. `default_count` is how many domains a pool has that does not say.
     """
 
-    def __init__(self, provider: Provider, default_count: int, switch: Switch) -> None:
+    def __init__(
+        self, provider: Provider, default_count: int, switch: Switch, references: References | None = None
+    ) -> None:
+        """`references` are those of this process, where it has some already because it is a domain."""
         self.default_count = default_count
         self._arena = ArenaUse()
-        self.references = References(kinds(), switch, self._arena.arena)
+        self.references = references or References(kinds(), switch, self._arena.arena)
+        self.references.open_manager = lambda default_count: self
         self.pickling = self.references.pickling
         self.catalogue = FunctionCatalogue(self.pickling)
         self.references.introduce_domains(provider.meeting_place)
@@ -53,6 +58,9 @@ class DomainManager:
         self._numbers = itertools.count(1)
         self._open: set[DomainHandle] = set()
         self._closed = False
+
+    def __reduce__(self) -> Any:
+        return open_domain_manager, (self.default_count,)
 
     @overload
     async def run(self, f: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T: ...
@@ -100,7 +108,7 @@ class DomainManager:
             on_failure.pop_all()
         process.link.carrier = self._arena.carrier()
         conversation = Conversation(process.link, self.pickling, f"domain {name!r}")
-        self.references.converse(conversation)
+        self.references.converse_with_child(conversation)
         handle = DomainHandle(number, name, process, conversation, claims, interrupts)
         self._open.add(handle)
         handle.when_ended(self._forget)

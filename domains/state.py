@@ -4,5 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-domain_state = SimpleNamespace()
+
+class _DomainState(SimpleNamespace):
+    """Travels by name: a function that uses it, and is pickled by value, finds that of the domain that it runs in."""
+
+    def __reduce__(self) -> str:
+        return "domain_state"
+
+
+domain_state = _DomainState()
 """This domain's own: initializers and jobs that run in it set and read whatever attributes they like."""

@@ -84,6 +84,7 @@ class Meetings:
         self._arena = arena
         self._kind = ZeroMQKind()
         self._links: dict[ZeroMQLink, tuple[Promise[None], Resolver[None]]] = {}
+        self._peers: dict[Conversation, int] = {}
         parent.handle(Meet, lambda message, _: self._meet(message))
         parent.handle(NoMeeting, lambda message, _: references.routed(message.address, parent))
 
@@ -113,14 +114,20 @@ class Meetings:
         conversation = Conversation(link, references.pickling, message.name)
         references.converse(conversation)
         self._links[link] = Promise[None].create(f"the end of the link to {message.name}")
+        self._peers[conversation] = message.address
 
         def gone(reason: ConnectionLost | None) -> None:
             self._links.pop(link)[1].resolve(None)
+            del self._peers[conversation]
             references.direct_link_gone(conversation, reason)
 
         conversation.when_gone(gone)
         conversation.start()
         references.routed(message.address, conversation)
+
+    def leads_to(self, conversation: Conversation, address: int) -> bool:
+        """Whether this is the direct link to that domain, and not to one that has started it."""
+        return self._peers.get(conversation) == address
 
     def expect_end(self, conversation: Conversation) -> None:
         """The domain at the other end has died: what it has said is still heard."""

@@ -9,7 +9,8 @@ A pickle's journey is a `hold`, kept by who pickled it, until the receiver has s
 `DischargeHold`; until the job that it is an argument of has ended; or until the link that it went over is gone. Because
 all messages between two domains take one way, a release never overtakes the hold that it comes after.
 
-Messages for a domain that is no neighbour go by way of the parent, and back the way that they came.
+Messages for a domain that is no neighbour go by way of the parent, and back the way that they came. A domain that has
+children of its own tells its parent of each, and of its end, so that those above know which way leads to it.
 """
 
 from __future__ import annotations
@@ -138,6 +139,9 @@ class References:
         self._routes: dict[int, Conversation] = {}
         self._children: dict[int, Conversation] = {}
         self._parent: Conversation | None = None
+        self._parent_address: int | None = None
+        self.open_manager: Callable[[int], Any] | None = None
+        """What a domain manager that was handed to this process means here, given its default number of domains."""
         self._seeking: dict[int, list[tuple[Any, Any, Iterable[int]]]] = {}  # what waits for a direct link
         self._unreachable: dict[int, DomainsError] = {}
         self._ending: dict[Conversation, DomainsError] = {}  # direct links whose peer has died
@@ -162,16 +166,24 @@ class References:
         self.converse(conversation)
         return self._meetings
 
+    def converse_with_child(self, conversation: Conversation) -> None:
+        """Take part in the conversation with a domain that this one has started."""
+        assert self._introductions is not None
+        self._introductions.converse(conversation)
+        conversation.handle(Introduce, lambda message, _: self._child_introduced(conversation, message))
+        self._converse(conversation)
+
     def converse(self, conversation: Conversation) -> None:
-        """Take part in a conversation that has not started."""
-        if self._introductions is not None:
-            self._introductions.converse(conversation)
-        self._conversations.add(conversation)
+        """Take part in a conversation with any other domain, which has not started."""
         conversation.handle(Introduce, lambda message, _: self._introduced(conversation, message))
+        self._converse(conversation)
+
+    def _converse(self, conversation: Conversation) -> None:
+        self._conversations.add(conversation)
         self.handle(conversation, HoldReference, self._hold)
         self.handle(conversation, DischargeHold, self._discharged)
         self.handle(conversation, ReleaseReference, self._release)
-        self.handle(conversation, HomeGone, self._home_gone)
+        self.handle(conversation, HomeGone, functools.partial(self._home_gone, conversation))
         self.calls.converse(conversation)
         for kind in self.kinds.values():
             kind.converse(self, conversation)
@@ -254,7 +266,17 @@ class References:
         return conversation if conversation is not None and conversation.link.is_open else None
 
     def _introduced(self, conversation: Conversation, message: Introduce) -> None:
-        self._routes[message.address] = self._children[message.address] = conversation
+        self._routes[message.address] = conversation
+        if conversation is self._parent:
+            self._parent_address = message.address
+
+    def _child_introduced(self, conversation: Conversation, message: Introduce) -> None:
+        """A child says first who it is, and then which domains it has started, or those have."""
+        if conversation not in self._children.values():
+            self._children[message.address] = conversation
+        self._routes[message.address] = conversation
+        if self._parent is not None and self._parent.link.is_open:
+            self._parent.send(message)
 
     def direct_link_gone(self, conversation: Conversation, reason: ConnectionLost | None) -> None:
         """A direct link has ended: because its peer has died or is about to end, which the parent says, or by a fault.
@@ -292,11 +314,18 @@ class References:
             self._children.pop(address, None)
             if self._introductions is not None:
                 self._introductions.forget(address)
-        others = [(address, route) for address, route in self._routes.items() if route is not self._parent]
+        self._descendants_gone(gone, error)
+
+    def _descendants_gone(self, gone: list[int], error: DomainsError, told_by: Conversation | None = None) -> None:
+        others = [
+            address
+            for address, route in self._routes.items()
+            if route is not told_by and (route is not self._parent or address == self._parent_address)
+        ]
         for address in gone:
             self._forget_holder(address, error)
             self._fail_references(address, error)
-            for other, _ in others:
+            for other in others:
                 self._tell_gone(other, address, error)
 
     def _answer_gone(self, message: Any) -> None:
@@ -311,15 +340,22 @@ class References:
         packed = pack_failure(error, self.pickling, f"domain {current().name!r}")
         self.send(HomeGone(to, self.address, home, packed.data, len(packed.buffers)), packed.buffers)
 
-    def _home_gone(self, message: HomeGone, buffers: Buffers) -> None:
+    def _home_gone(self, conversation: Conversation, message: HomeGone, buffers: Buffers) -> None:
         error = unpack_failure(message.data, buffers, self.pickling)
         assert isinstance(error, DomainsError)
-        route = self._routes.get(message.home)
-        if self._meetings is not None and route is not None and route is not self._parent:
+        home = message.home
+        route = self._routes.get(home)
+        if route is not None and route in self._children.values():
+            if route is conversation and home not in self._children:
+                del self._routes[home]
+                self._descendants_gone([home], error, conversation)
+        elif route is None or route is self._parent:
+            self._gone(home, error)
+        elif self._meetings is not None and self._meetings.leads_to(route, home):
             self._ending[route] = error  # what it has said before is still on its way
             self._meetings.expect_end(route)
-            return
-        self._gone(message.home, error)
+        elif route is conversation:
+            self._gone(home, error)  # else its parent, whom the route leads to, will say so behind what it has said
 
     def _fail_references(self, home: int, error: DomainsError) -> None:
         for (address, _), found in list(self._imports.items()):
@@ -564,6 +600,13 @@ def _open(name: str, home: int, number: int, home_name: str, issuer: int, hold: 
             "this pickle holds references to objects of other domains, and can only be opened by domains"
         )
     return _opening[-1].open(name, home, number, home_name, issuer, hold, label)
+
+
+def open_domain_manager(default_count: int) -> Any:
+    """What domain managers are pickled as: the receiver's own."""
+    if not _opening or _opening[-1].open_manager is None:
+        raise RuntimeError("a domain manager can only be handed to a domain, as a job's argument or inside another one")
+    return _opening[-1].open_manager(default_count)
 
 
 def _random_number() -> int:

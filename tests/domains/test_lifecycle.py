@@ -62,6 +62,23 @@ def test_the_state_of_a_domain_lives_as_long_as_the_domain():
     assert run(main) == (1, 2)
 
 
+def test_a_function_that_travels_by_value_finds_the_state_of_its_domain(link):
+    from domains import domain_state
+
+    def keep(value):
+        domain_state.kept = value
+
+    def kept():
+        return domain_state.kept
+
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain:
+            await domain.call(keep, 5)
+            assert await domain.call(kept) == 5
+
+    domains.run(main, link=link)
+
+
 def test_a_pool_is_ready_before_any_job(link):
     async def main(env):
         async with ExecutorPool(
