@@ -3,6 +3,7 @@
 # make check   linters, types, the direction of imports
 # make bench   our figures beside the peers' (installs the peers)
 # make soak    a mixed load with random kills, for SOAK_SECONDS
+# make fuzz    what comes over a link, fuzzed for FUZZ_SECONDS each
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,8 +11,9 @@ BIN = $(VENV)/bin
 PYTEST_ARGS ?= -n 2 -m "not slow"
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
+FUZZ_SECONDS ?= 60
 
-.PHONY: demo test check bench soak clean
+.PHONY: demo test check bench soak fuzz clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +42,11 @@ bench: $(VENV)/installed-bench
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m tests.faults.soak --seconds $(SOAK_SECONDS) --seed $(SOAK_SEED)
+
+fuzz: $(VENV)/installed-fuzz
+	for target in frames parts protocol leases link; do \
+		$(BIN)/python -m tests.ipc.fuzz $$target --seconds $(FUZZ_SECONDS) || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -62,6 +62,9 @@ class Conversation:
             own: Buffers = ()
             if used < len(buffers):
                 count = getattr(message, "buffers", 0)
+                if not 0 <= count <= len(buffers) - used:
+                    self._refuse(message, f"it claims {count} buffers of {len(buffers) - used}")
+                    return
                 own = buffers[used : used + count]
                 used += count
             try:

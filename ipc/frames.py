@@ -1,16 +1,18 @@
 """Frames: how a batch of messages lies in a byte stream, and how to read one that nobody trusts.
 
-    magic 2 bytes | version 1 | unused 1 | envelope length 4 | number of buffers 4 | crc32 of envelope and lengths 4
+    magic 2 bytes | version 1 | check 1 | envelope length 4 | number of buffers 4 | crc32 of envelope and lengths 4
     lengths of the buffers, 8 bytes each | envelope | buffers
 
-A frame is checked before anything in it is used, and every length is held against a limit before memory is taken for
-it; anything wrong raises FrameCorrupt, and the stream cannot be read any further. The checksum covers what is decoded;
-the buffers are opaque, and large. Reading copies a frame's parts once, out of the receive buffer; large buffers are
-received where they will stay.
+A frame is checked before anything in it is used; anything wrong raises FrameCorrupt, and the stream cannot be read any
+further. Every length is held against a limit, and memory is taken as what is announced arrives. The check is one of
+the header itself, so that nobody waits for the end of a frame whose length is wrong. The checksum covers what is
+decoded; the buffers are opaque, and large. Reading copies a frame's parts once, out of the receive buffer; large
+buffers are received where they will stay.
 """
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,15 +23,18 @@ from domains.errors import ConnectionLost
 
 __all__ = ["Frame", "FrameCorrupt", "FrameReader", "byte_view", "frame_header", "read_parts"]
 
-_HEADER = struct.Struct("!2sBxIII")
+_HEADER = struct.Struct("!2sBBIII")
 _MAGIC = b"dm"
-_VERSION = 1
+_VERSION = 2
 
 MOST_ENVELOPE_BYTES = 1 << 30
 MOST_BUFFERS = 1 << 20
 MOST_BUFFER_BYTES = 1 << 40
 _LARGE_BYTES = 1 << 16
 """From here on a buffer is received into memory of its own."""
+
+_HUGE_BYTES = 1 << 24
+"""From here on that memory is mapped, which takes no more of the system than what has been written into it."""
 
 
 class FrameCorrupt(ConnectionLost):
@@ -45,11 +50,14 @@ def frame_header(envelope: bytes, buffers: Sequence[memoryview]) -> bytes:
     """What goes before the envelope; after it go the buffers as they are."""
     if len(envelope) > MOST_ENVELOPE_BYTES:
         raise ValueError(f"an envelope of {len(envelope)} bytes is too large: {MOST_ENVELOPE_BYTES} at most")
+    size = len(envelope)
     if not buffers:
-        return _HEADER.pack(_MAGIC, _VERSION, len(envelope), 0, zlib.crc32(envelope))
+        checksum = zlib.crc32(envelope)
+        return _HEADER.pack(_MAGIC, _VERSION, (7 * size + checksum) % 255, size, 0, checksum)
     lengths = struct.pack(f"!{len(buffers)}Q", *[buffer.nbytes for buffer in buffers])
     checksum = zlib.crc32(envelope, zlib.crc32(lengths))
-    return _HEADER.pack(_MAGIC, _VERSION, len(envelope), len(buffers), checksum) + lengths
+    count = len(buffers)
+    return _HEADER.pack(_MAGIC, _VERSION, (7 * size + 13 * count + checksum) % 255, size, count, checksum) + lengths
 
 
 def byte_view(buffer: Any) -> memoryview[int]:
@@ -65,9 +73,11 @@ def read_parts(head: memoryview[int], buffers: list[memoryview[int]]) -> Frame:
     """
     if len(head) < _HEADER.size:
         raise FrameCorrupt(f"{len(head)} bytes are less than a header")
-    magic, version, envelope_bytes, count, checksum = _HEADER.unpack_from(head)
+    magic, version, check, envelope_bytes, count, checksum = _HEADER.unpack_from(head)
     if magic != _MAGIC or version != _VERSION:
         raise FrameCorrupt("what came is not a frame of this version of domains")
+    if (7 * envelope_bytes + 13 * count + checksum) % 255 != check:
+        raise FrameCorrupt("the header of a frame contradicts itself")
     start = _HEADER.size + 8 * count
     if count != len(buffers) or len(head) != start + envelope_bytes:
         raise FrameCorrupt("the parts of a frame are not what its header says")
@@ -126,16 +136,19 @@ class FrameReader:
 
     def frames(self) -> Iterator[Frame]:
         """The frames that are complete. Raises FrameCorrupt at the first that is none."""
-        while True:
-            if self._envelope is None:
-                if not self._read_head():
+        try:
+            while True:
+                if self._envelope is None:
+                    if not self._read_head():
+                        return
+                    if not self._lengths:
+                        yield self._take()
+                        continue
+                if not self._read_buffers():
                     return
-                if not self._lengths:
-                    yield self._take()
-                    continue
-            if not self._read_buffers():
-                return
-            yield self._take()
+                yield self._take()
+        except (MemoryError, OSError) as error:
+            raise FrameCorrupt("there is no memory for a frame as large as the one announced") from error
 
     def _take(self) -> Frame:
         envelope = self._envelope
@@ -151,14 +164,17 @@ class FrameReader:
             if available == 0:
                 self._start = self._end = 0
             return False
-        magic, version, envelope_bytes, count, checksum = _HEADER.unpack_from(self._piece, self._start)
+        magic, version, check, envelope_bytes, count, checksum = _HEADER.unpack_from(self._piece, self._start)
         if magic != _MAGIC or version != _VERSION:
             raise FrameCorrupt("what came is not a frame of this version of domains")
+        # Odd factors without one in common with 255: no bit that is wrong goes unnoticed.
+        if (7 * envelope_bytes + 13 * count + checksum) % 255 != check:
+            raise FrameCorrupt("the header of a frame contradicts itself")
         if envelope_bytes > MOST_ENVELOPE_BYTES or count > MOST_BUFFERS:
             raise FrameCorrupt(f"a frame of {envelope_bytes} bytes and {count} buffers is beyond all limits")
         total = _HEADER.size + 8 * count + envelope_bytes
         if available < total:
-            self._make_room(total - available)
+            self._make_room(min(total - available, len(self._piece)))  # twice as much, until it is enough
             return False
         start = self._start + _HEADER.size
         if count:
@@ -193,7 +209,7 @@ class FrameReader:
                 self._start += length
                 lengths.pop()
             elif length >= _LARGE_BYTES:
-                memory = memoryview(bytearray(length))
+                memory = memoryview(mmap.mmap(-1, length) if length >= _HUGE_BYTES else bytearray(length))
                 memory[:available] = self._view[self._start : self._end]
                 self._start = self._end = 0
                 self._buffers.append(memory.toreadonly())

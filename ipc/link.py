@@ -260,11 +260,11 @@ class Link(ABC):
             return
         try:
             messages = self._codec.decode(envelope)
+            if buffers and self.carrier is not None:
+                buffers = self.carrier.incoming(buffers)
         except Exception as error:
             self._broken(f"what {self.name} sent is no envelope of ours: {error}", error)
             return
-        if buffers and self.carrier is not None:
-            buffers = self.carrier.incoming(buffers)
         assert self._receiver is not None
         self._receiver.on_messages(messages, buffers)
 

@@ -1,5 +1,6 @@
 """The frame reader takes anything, and gives either what was sent or FrameCorrupt."""
 
+import resource
 import struct
 import tracemalloc
 import zlib
@@ -91,28 +92,34 @@ def test_random_bytes_are_corrupt_or_wait_for_more(data):
 def test_one_wrong_bit_in_what_is_decoded_is_noticed(envelope, buffers, data):
     whole = bytearray(encode(envelope, buffers))
     checked = 16 + 8 * len(buffers) + len(envelope)
-    position = data.draw(st.integers(0, checked - 1))
-    if position == 3:
-        return  # the unused byte
-    whole[position] ^= 1 << data.draw(st.integers(0, 7))
-    reader = FrameReader(64)
+    whole[data.draw(st.integers(0, checked - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(FrameCorrupt):
+        read_in_pieces(FrameReader(64), bytes(whole), [100])
+
+
+def header(envelope_bytes=0, count=0, checksum=0, magic=b"dm", version=2):
+    check = (7 * envelope_bytes + 13 * count + checksum) % 255
+    return struct.pack("!2sBBIII", magic, version, check, envelope_bytes, count, checksum)
+
+
+def test_more_than_there_is_memory_for_is_corrupt():
+    lengths = struct.pack("!Q", MOST_BUFFER_BYTES)
+    data = header(0, 1, zlib.crc32(b"", zlib.crc32(lengths))) + lengths
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 36, before[1]))  # else the system may promise it all the same
     try:
-        assert read_in_pieces(reader, bytes(whole), [100]) == []
-    except FrameCorrupt:
-        return
-    assert reader.is_inside  # a greater length was announced, and nothing is given out before it has come
-
-
-def header(envelope_bytes=0, count=0, checksum=0, magic=b"dm", version=1):
-    return struct.pack("!2sBxIII", magic, version, envelope_bytes, count, checksum)
+        with pytest.raises(FrameCorrupt, match="memory"):
+            read_in_pieces(FrameReader(), data, [1000])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.mark.parametrize(
     "data",
     [
         header(magic=b"md"),
-        header(version=2),
-        header(version=0),
+        header(version=3),
+        header(version=1),
         header(envelope_bytes=MOST_ENVELOPE_BYTES + 1),
         header(count=MOST_BUFFERS + 1),
         header(envelope_bytes=1, checksum=1) + b"x",
@@ -131,6 +138,23 @@ def test_a_buffer_beyond_the_limit_takes_no_memory():
     data = header(0, 1, zlib.crc32(b"", zlib.crc32(lengths))) + lengths
     with pytest.raises(FrameCorrupt, match="limits"):
         read_in_pieces(FrameReader(), data, [1000])
+
+
+def test_what_is_announced_takes_no_memory_before_it_comes():
+    lengths = struct.pack("!Q", 1 << 33)
+    buffer = header(0, 1, zlib.crc32(b"", zlib.crc32(lengths))) + lengths
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for data in buffer + b"x" * 1000, header(MOST_ENVELOPE_BYTES) + b"x" * 1000:
+        reader = FrameReader()
+        assert read_in_pieces(reader, data, [10_000]) == []
+        assert reader.is_inside
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18  # in KiB
+
+
+def test_a_huge_buffer_arrives():
+    data = encode(b"x", [bytes(1 << 24), b"y" * (1 << 20)])
+    (frame,) = read_in_pieces(FrameReader(), data, [1 << 30])
+    assert frame == (b"x", [bytes(1 << 24), b"y" * (1 << 20)])
 
 
 def test_a_reader_keeps_no_more_than_it_needs_after_many_frames():
