@@ -180,13 +180,15 @@ class Dispatcher:
         if job.weight == FULL_WEIGHT:
             known = self._job_seconds
             self._job_seconds = seconds if known is None else known + (seconds - known) / 16
-        if member.state is _RETIRED and not member.handle.jobs:
-            self._members.done(member)
+        if member.state is _RETIRED:
+            self._members.relieved(member)
 
     def weight_lent(self, member: Member, job: Job[Any], lent: bool) -> None:
         if lent:
             member.lent.add(job)
             member.load -= job.weight
+            if member.state is _RETIRED:
+                self._members.relieved(member)
         else:
             member.lent.discard(job)
             member.load += job.weight
@@ -336,7 +338,7 @@ class Dispatcher:
         elif any(m.serves and not m.jobs for m in members):
             # A plain job keeps those behind it from starting, however little it weighs.
             for member in members:
-                if member.jobs > 1:
+                if member.keeps_jobs_waiting:
                     self.take_back(member)
         if len(self._queue):
             self.answers_came()
@@ -354,8 +356,8 @@ class Dispatcher:
                 job.holder = None
             member.sent -= len(taken)
             self._queue.put_back(taken)
-            if member.state is _RETIRED and not member.handle.jobs:
-                self._members.done(member)
+            if member.state is _RETIRED:
+                self._members.relieved(member)
             self.changed()
 
 

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from domains.domain import FINISHING_SECONDS, DomainHandle, DomainState
 from domains.errors import Closed, DomainsError, DomainUnavailable
+from domains.ipc.interrupts import NOBODY
 from domains.job import Job
 from domains.pool.options import PoolOptions
 from domains.pool.restarts import Restarts
+from domains.protocol import FULL_WEIGHT
 from domains.scheduler.cancel import protect
 from domains.scheduler.promise import Promise, Raised, Resolver
 from domains.scheduler.switch import Switch
@@ -68,6 +70,13 @@ class Member:
     @property
     def jobs(self) -> int:
         return len(self.handle.jobs) + len(self.batch)
+
+    @property
+    def keeps_jobs_waiting(self) -> bool:
+        """Whether it has jobs that another might start sooner."""
+        if self.state is MemberState.RETIRED and self.handle.interrupts.busy_with[0] == NOBODY:
+            return False  # they are about to begin, and elsewhere might be the next that are one too many
+        return self.jobs > 1
 
     @property
     def serves(self) -> bool:
@@ -130,9 +139,14 @@ class Members:
             self._listener.changed()  # it may be sent jobs while it starts
 
     def _count(self) -> int:
-        """Those that serve, will, or are busy with their last jobs."""
-        leaving = sum(member.state is MemberState.RETIRED and not member.handle.jobs for member in self)
-        return len(self._by_handle) - leaving + len(self._planned)
+        """Those that serve, or will, and as many as the last jobs of the others keep busy.
+
+        What a retired one has left may take for ever, and may wait for jobs of its own, which need a place to run in.
+        """
+        loads = [member.load for member in self if member.state is MemberState.RETIRED]
+        working = sum(load > 0 for load in loads)
+        busy = max(sum(min(load, FULL_WEIGHT) for load in loads) // FULL_WEIGHT, working - self._options.max_domains)
+        return len(self._by_handle) - len(loads) + busy + len(self._planned)
 
     def _restore(self) -> None:
         while self._count() < self._options.min_domains and self._add():
@@ -228,13 +242,14 @@ class Members:
         if member.state is not MemberState.RETIRED:
             member.state = MemberState.RETIRED
             member.handle.finish()
-            if not member.handle.jobs:
-                self.done(member)
+            self.relieved(member)
 
-    def done(self, member: Member) -> None:
-        """A retired member has ended its last job."""
-        overdue = self._loop.call_later(FINISHING_SECONDS, member.handle.kill)
-        member.handle.when_ended(lambda _: overdue.cancel())
+    def relieved(self, member: Member) -> None:
+        """A retired member has less to do, or nothing any more."""
+        assert member.state is MemberState.RETIRED
+        if not member.handle.jobs:
+            overdue = self._loop.call_later(FINISHING_SECONDS, member.handle.kill)
+            member.handle.when_ended(lambda _: overdue.cancel())
         if not self._closing:
             self._restore()
 

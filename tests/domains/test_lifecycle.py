@@ -304,3 +304,69 @@ def test_a_long_job_of_a_recycled_domain_ends_there(tmp_path):
             return before == await promise, before == await after
 
     assert run(main) == (True, False)
+
+
+def test_a_light_job_of_a_recycled_domain_keeps_no_other_waiting(tmp_path):
+    finish = tmp_path / "finish"
+
+    async def long():
+        while not finish.exists():
+            await asyncio.sleep(0.001)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, max_jobs=2) as pool, Switch() as sw:
+            promise = pool.submit_fork(sw, long, weight=0.1)
+            pids = [await pool.submit(os.getpid, weight=0.1) for _ in range(5)]
+            assert not promise.is_resolved
+            finish.touch()
+            return len(set(pids))
+
+    assert run(main) == 3
+
+
+def test_recycling_runs_no_more_full_jobs_at_a_time(tmp_path):
+    def alone():
+        (tmp_path / "running").mkdir()  # FileExistsError if another one runs
+        time.sleep(0.01)
+        (tmp_path / "running").rmdir()
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, max_jobs=1) as pool, Switch() as sw:
+            for _ in range(5):
+                pool.submit_fork(sw, alone, weight=1.0)
+
+    run(main)
+
+
+def test_recycling_starts_no_domain_for_each_of_many_light_jobs(tmp_path):
+    finish = tmp_path / "finish"
+
+    async def long():
+        while not finish.exists():
+            await asyncio.sleep(0.001)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, max_jobs=1) as pool, Switch() as sw:
+            for _ in range(6):
+                pool.submit_fork(sw, long, weight=0.01)
+            while pool.stats().running < 2:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+            counts = len(pool.stats().domains), pool.stats().queued
+            finish.touch()
+            return counts
+
+    assert run(main) == (2, 4)
+
+
+@pytest.mark.parametrize("max_jobs", [1, 3])
+def test_nested_jobs_finish_while_domains_are_recycled(link, max_jobs):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, max_jobs=max_jobs) as pool:
+            return await pool.submit(_descend, pool, 4, weight=1.0)
+
+    assert run(main, link) == 4
+
+
+async def _descend(pool, depth):
+    return depth and 1 + await pool.submit(_descend, pool, depth - 1, weight=1.0)
