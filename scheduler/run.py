@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, TypeVar, cast
 
@@ -217,14 +217,20 @@ def _waking_on_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
 
 
 def _unwind_without_waiting(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel everything, and give it a number of turns, not time."""
+    """Cancel everything, and give it a number of turns, not time; then throw away what still waits, under `protect`."""
     for task in asyncio.all_tasks(loop):
         task.cancel()
     for _ in range(_LAST_TURNS):
         if not asyncio.all_tasks(loop):
-            break
+            return
         loop.call_soon(loop.stop)
         loop.run_forever()
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is no news
+        coroutine = task.get_coro()
+        if coroutine is not None:
+            with suppress(BaseException):  # what wants to wait as it is thrown away cannot
+                coroutine.close()
 
 
 def _cancel_remaining_tasks(loop: asyncio.AbstractEventLoop) -> None:
