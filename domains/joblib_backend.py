@@ -6,6 +6,7 @@ its `parallel_config` block, and ends when joblib lets go of the backend.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from concurrent.futures import Future
 from typing import Any
 
 import joblib
-from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
+from joblib.parallel import AutoBatchingMixin, BatchedCalls, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
 from domains.cores import recommended_domain_count
+from domains.joblib_arrays import SharedArrays
 from domains.pool_executor import PoolExecutor
 
 __all__ = ["register"]
@@ -38,6 +40,8 @@ class _DomainsBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._workers_wanted = 0
         self._lock = threading.Lock()
         self._futures: set[Future[Any]] = set()
+        self._arrays = SharedArrays()
+        self._shared_from_bytes = math.inf
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """How many domains to use: joblib counts from the end if negative, and None is 1."""
@@ -47,12 +51,16 @@ class _DomainsBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             return 1
         return n_jobs if n_jobs > 0 else max(recommended_domain_count() + 1 + n_jobs, 1)
 
-    def configure(self, n_jobs: int | None = 1, parallel: Any = None, **_: Any) -> int:
-        """Called by joblib before each `Parallel` call; starts domains where their number has changed."""
+    def configure(self, n_jobs: int | None = 1, parallel: Any = None, max_nbytes: float | None = None, **_: Any) -> int:
+        """Called by joblib before each `Parallel` call; starts domains where their number has changed.
+
+        Arrays of `max_nbytes` and more are copied once for the whole call.
+        """
         workers = self.effective_n_jobs(n_jobs)
         if workers == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         self.parallel = parallel
+        self._shared_from_bytes = math.inf if max_nbytes is None else max_nbytes
         if workers != self._workers_wanted:
             self._end_executor()
             self._executor = PoolExecutor(
@@ -64,6 +72,15 @@ class _DomainsBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Future[Any]:
         """Start one batch. Called by any thread that has been told of an earlier one's end."""
         assert self._executor is not None
+        if isinstance(func, BatchedCalls):
+            func.items = [
+                (
+                    f,
+                    [self._share(value) for value in args],
+                    {name: self._share(value) for name, value in keywords.items()},
+                )
+                for f, args, keywords in func.items
+            ]
         future = self._executor.submit(func)
         with self._lock:
             self._futures.add(future)
@@ -71,6 +88,13 @@ class _DomainsBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         if callback is not None:
             future.add_done_callback(callback)
         return future
+
+    def _share(self, value: Any) -> Any:
+        return self._arrays.share(value, self._shared_from_bytes)
+
+    def stop_call(self) -> None:
+        """Called after each `Parallel` call, also of those that share a `with` block."""
+        self._arrays.forget()
 
     def _forget(self, future: Future[Any]) -> None:
         with self._lock:

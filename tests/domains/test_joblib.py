@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import domains
+from domains.ipc.arena import process_arena
 
 joblib = pytest.importorskip("joblib", reason="needs the extra joblib")
 from domains.joblib_backend import register  # noqa: E402  # it needs joblib
@@ -91,6 +92,39 @@ def test_calls_inside_a_job_use_threads_there() -> None:
 def test_numeric_libraries_are_told_how_many_threads_they_have() -> None:
     with joblib.parallel_config("domains", n_jobs=2, inner_max_num_threads=3):
         assert set(parallel(threads_allowed, range(4))) == {"3"}
+
+
+def describe_array(array: Any, number: int) -> tuple[float, bool, bool]:
+    return float(array[number, 0]), array.flags.c_contiguous, array.flags.writeable
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_large_array_is_copied_once_for_all_batches(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(1_000_000.0).reshape((1000, 1000)).copy(order=order)
+    arena = process_arena()
+    copied = []
+    keep = arena.keep
+    monkeypatch.setattr(arena, "keep", lambda pieces: copied.append(pieces) or keep(pieces))
+    with joblib.parallel_config("domains", n_jobs=2):
+        for call in (1, 2):
+            array[:, 0] = call
+            parallel = joblib.Parallel(batch_size=1)
+            assert (
+                parallel(joblib.delayed(describe_array)(array, n) for n in range(20))
+                == [(call, order == "C", False)] * 20
+            )
+            assert len(copied) == call
+            assert array.flags.writeable
+
+
+def test_an_array_that_is_no_plain_memory_travels_all_the_same() -> None:
+    numpy = pytest.importorskip("numpy")
+    array = numpy.ones((2000, 1000))[::2, ::2]
+    with joblib.parallel_config("domains", n_jobs=2):
+        assert sum(parallel(numpy.sum, [array] * 4)) == 4 * array.size
+        objects = numpy.array([None] * 200_000, dtype=object)
+        assert parallel(len, [objects] * 4) == [200_000] * 4
 
 
 def test_one_job_at_a_time_needs_no_domain() -> None:
