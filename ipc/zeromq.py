@@ -140,7 +140,10 @@ class ZeroMQLink(Link):
     ) -> ZeroMQLink:
         """The end that waits for the client with that key. Raises DomainUnavailable if it cannot be bound."""
         endpoint = address.encode()
-        bound = context.socket()
+        try:
+            bound = context.socket()
+        except zmq.ZMQError as error:
+            raise DomainUnavailable(f"no link to {name} can be opened: {error}") from error
         try:
             bound.curve_server = 1
             bound.curve_secretkey = server.secret

@@ -48,7 +48,7 @@ class Introductions:
         if pair in self._met:
             return  # they sought each other at the same time
         there = self._references.child(other)
-        address = None if there is None else self._new_address()
+        address = None if there is None else self._find_address()
         if there is None or address is None:
             conversation.send(NoMeeting(other))
             return
@@ -60,6 +60,15 @@ class Introductions:
             one, conversation.peer, address, False, client.public, client.secret, server.public
         )
         conversation.send(Meet(other, there.peer, address, True, server.public, server.secret, client.public))
+
+    def _find_address(self) -> str | None:
+        try:
+            return self._new_address()
+        except OSError as error:
+            _log.warning(
+                "there is no place for a link between two domains: %s; they reach each other through us", error
+            )
+            return None
 
     def _bound(self, conversation: Conversation, message: Bound) -> None:
         invitation = self._invitations.pop((message.address, message.sender), None)

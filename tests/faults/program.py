@@ -22,6 +22,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .limits import own_mount
+
 PATIENCE_SECONDS = 20.0
 """How long to wait for what is bound to come, on a busy machine."""
 
@@ -68,10 +70,14 @@ class Program:
         prefix: Sequence[str] = (),
         own_group: bool = True,
         environment: dict[str, str] | None = None,
+        mount: str | None = None,
     ) -> None:
+        """With `mount`, its temporary directory is a file system of its own, mounted with these options."""
         self.mark = uuid.uuid4().hex
         self.temporary = Path(tempfile.mkdtemp(prefix="program-", dir="/tmp"))  # a name short enough for sockets
         self.temporary.chmod(0o777)
+        if mount is not None:
+            prefix = (*own_mount(str(self.temporary), mount), *prefix)
         file = directory / f"program-{self.mark}.py"
         file.write_text(_PRELUDE + textwrap.dedent(source))
         self._errors = directory / f"errors-{self.mark}"
