@@ -33,7 +33,7 @@ def table_of(question: Question, answers: list[Answer]) -> Table:
 async def main(env: domains.Environment, options: argparse.Namespace) -> dict[str, Any]:
     console = Console()
     for name in missing():
-        console.print(f"{name} is not installed: left out (pip install 'domains[bench]')")
+        console.print(f"{name} is not installed: left out (pip install {name})")
     results = []
     for question in QUESTIONS:
         if options.only and options.only not in question.name:

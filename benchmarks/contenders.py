@@ -52,6 +52,15 @@ class Contender:
         """Run f once for each of xs, as jobs of their own, and return the results."""
         raise NotImplementedError
 
+    def start(self, f: Callable[..., Any], *args: Any) -> Any:
+        """Submit one plain job without waiting; returns what to wait for it by."""
+        raise NotImplementedError
+
+    async def end(self, started: list[Any]) -> None:
+        """Wait for what was started."""
+        for future in started:
+            future.result()
+
     def workers(self) -> list[int]:
         """The process numbers of its workers."""
         raise NotImplementedError
@@ -66,7 +75,15 @@ class Ours(Contender):
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         async with domains.ExecutorPool(self._env.domain_mgr, domain_count=WORKERS) as self._pool:
-            yield
+            async with domains.Switch() as self._switch:
+                yield
+
+    def start(self, f: Callable[..., Any], *args: Any) -> Any:
+        return self._pool.submit_fork(self._switch, f, *args, weight=1.0)
+
+    async def end(self, started: list[Any]) -> None:
+        for promise in started:
+            await promise
 
     async def one(self, f: Callable[..., Any], *args: Any) -> Any:
         return await self._pool.submit(f, *args, weight=1.0)
@@ -107,6 +124,9 @@ class OursInFibers(Ours):
             for _ in range(count):
                 switch.fork(submit)
 
+    def start(self, f: Callable[..., Any], *args: Any) -> Any:
+        raise NotImplementedError
+
     async def map(self, f: Callable[[Any], Any], xs: Iterable[Any], count: int) -> None:
         raise NotImplementedError
 
@@ -128,6 +148,9 @@ class _Futures(Contender):
         finally:
             self._executor.shutdown()
 
+    def start(self, f: Callable[..., Any], *args: Any) -> Any:
+        return self._executor.submit(f, *args)
+
     async def one(self, f: Callable[..., Any], *args: Any) -> Any:
         return self._executor.submit(f, *args).result()
 
@@ -138,6 +161,15 @@ class _Futures(Contender):
 
     async def each(self, f: Callable[[Any], Any], xs: list[Any]) -> list[Any]:
         return [future.result() for future in [self._executor.submit(f, x) for x in xs]]
+
+
+class OursAsExecutor(_Futures):
+    """Our pool behind the face of concurrent.futures, in a thread of its own."""
+
+    name = "domains.PoolExecutor"
+
+    def make(self) -> Any:
+        return domains.PoolExecutor(WORKERS)
 
 
 class StandardExecutor(_Futures):
@@ -183,6 +215,13 @@ class StandardPool(Contender):
         for result in results:
             result.get()
 
+    def start(self, f: Callable[..., Any], *args: Any) -> Any:
+        return self._pool.apply_async(f, args)
+
+    async def end(self, started: list[Any]) -> None:
+        for result in started:
+            result.get()
+
     async def map(self, f: Callable[[Any], Any], xs: Iterable[Any], count: int) -> None:
         self._pool.map(f, xs, chunksize=max(1, count // (WORKERS * 4)))  # of those tried, the best for no-ops
 
@@ -215,11 +254,45 @@ class AioMultiprocess(Contender):
         return [process.pid for process in self._pool.processes]
 
 
+class Ray(Contender):
+    """Tasks, as its tutorials write them: a task of one core each, as many at a time as there are workers."""
+
+    name = "Ray"
+    module = "ray"
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        import ray
+
+        ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        self._ray = ray
+        self._remote: dict[Callable[..., Any], Any] = {}
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+    def _start(self, f: Callable[..., Any], *args: Any) -> Any:
+        remote = self._remote.get(f)
+        if remote is None:
+            remote = self._remote[f] = self._ray.remote(f)
+        return remote.remote(*args)
+
+    async def one(self, f: Callable[..., Any], *args: Any) -> Any:
+        return self._ray.get(self._start(f, *args))
+
+    async def many(self, f: Callable[..., Any], count: int) -> None:
+        self._ray.get([self._start(f) for _ in range(count)])
+
+    async def each(self, f: Callable[[Any], Any], xs: list[Any]) -> list[Any]:
+        return list(self._ray.get([self._start(f, x) for x in xs]))
+
+
 def contenders(env: domains.Environment) -> list[Contender]:
     """Ours, and the peers that are installed."""
-    peers = [StandardExecutor, StandardPool, Loky, AioMultiprocess]
+    peers = [OursAsExecutor, StandardExecutor, StandardPool, Loky, AioMultiprocess, Ray]
     return [Ours(env), OursInFibers(env), *(peer() for peer in peers if peer.is_installed())]
 
 
 def missing() -> list[str]:
-    return [peer.name for peer in (Loky, AioMultiprocess) if not peer.is_installed()]
+    return [str(peer.module) for peer in (Loky, AioMultiprocess, Ray) if not peer.is_installed()]

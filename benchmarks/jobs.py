@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import Any
 
@@ -30,6 +31,12 @@ def compute(size: int) -> float:
     for number in range(size):
         total += number
     return time.process_time() - started
+
+
+def wait_for(path: str) -> None:
+    """Keep a worker busy until there is such a file."""
+    while not os.path.exists(path):
+        time.sleep(0.01)
 
 
 async def sleep_briefly() -> None:

@@ -5,14 +5,19 @@ Taking turns, in one run on one machine, is what makes ratios of noisy figures w
 
 from __future__ import annotations
 
+import asyncio
 import compileall
 import functools
+import gc
 import importlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -20,7 +25,7 @@ import psutil
 import domains
 from benchmarks import first_result
 from benchmarks.contenders import WORKERS, Contender, contenders
-from benchmarks.jobs import compute, first_item, nothing, same, sleep_briefly
+from benchmarks.jobs import compute, first_item, nothing, same, sleep_briefly, wait_for
 
 
 class Answer(NamedTuple):
@@ -184,6 +189,55 @@ async def idle_memory(env: domains.Environment, scale: float) -> list[Answer]:
     return _medians(figures)
 
 
+async def queued_memory(env: domains.Environment, scale: float) -> list[Answer]:
+    """Python's memory in the parent alone: what else a contender has, such as Ray's store, would come on top."""
+    count = int(20_000 * scale)
+
+    async def measure(contender: Contender) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            gate = Path(folder, "gate")
+            started = [contender.start(wait_for, str(gate)) for _ in range(WORKERS)]
+            await asyncio.sleep(0.5)
+            gc.collect()
+            tracemalloc.start()
+            try:
+                started += [contender.start(nothing) for _ in range(count)]
+                await asyncio.sleep(1.0)  # those that have threads of their own are done with it
+                size_bytes, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+                gate.touch()  # noqa: ASYNC240
+            await contender.end(started)
+        return size_bytes / count / 1e3
+
+    return _medians(await _turns(env, 2, measure))
+
+
+class _EnoughError(Exception):
+    """Leaves a pool without waiting for what was submitted."""
+
+
+async def late_submits(env: domains.Environment, scale: float) -> list[Answer]:
+    """What the last of a million submits take, while no job ends, and what the first did."""
+    count, few = int(1_000_000 * scale), int(20_000 * scale)
+    submit_times: list[float] = []
+
+    def timed(submit: Callable[[], object], number: int) -> None:
+        started = time.process_time()
+        for _ in range(number):
+            submit()
+        submit_times.append((time.process_time() - started) / number * 1e6)
+
+    try:
+        async with domains.ExecutorPool(env.domain_mgr, domain_count=WORKERS) as pool, domains.Switch() as switch:
+            for number in (few, count - 2 * few, few):
+                timed(lambda: pool.submit_fork(switch, nothing, weight=1.0), number)
+            raise _EnoughError
+    except _EnoughError:
+        first, _, last = submit_times
+    return [Answer("domains", last, {"the first": first})]
+
+
 QUESTIONS = [
     Question("round trip of one no-op job, median", "µs", round_trip),
     Question("20,000 no-op jobs submitted and awaited, per job", "µs", many_jobs),
@@ -193,6 +247,8 @@ QUESTIONS = [
     Question("map of 2,000,000 no-ops", "ms", functools.partial(mapping, 2_000_000)),
     Question("64 uneven CPU-bound jobs, time over the ideal", "x", uneven_jobs),
     Question("a 16 MB NumPy argument", "ms", large_argument),
+    Question("memory of a queued job, of 20,000", "KB", queued_memory),
+    Question("submitting one job after 1,000,000, CPU time", "µs", late_submits),
     Question("two workers and a first result, from nothing", "ms", time_to_first_result),
     Question("memory of an idle worker (USS)", "MB", idle_memory),
 ]

@@ -68,6 +68,7 @@ class Inbox:
         self._futures: dict[Job[Any], JobFuture] = {}
         self._outcomes: deque[tuple[JobFuture, Result[Any]]] = deque()
         self._when_idle: list[Callable[[], object]] = []
+        self._when_ended = self._ended  # one for all jobs
         self.thread: int | None = None
         """The thread that must not wait for a future, since it is the one that settles them."""
 
@@ -188,7 +189,7 @@ class Inbox:
         pool = self._pool
         assert pool is not None
         job = pool.make_job(call, self._weight)
-        job.on_end = self._ended
+        job.on_end = self._when_ended
         future.carry(job)
         self._futures[job] = future
         pool.dispatch.push(job)
