@@ -57,6 +57,9 @@ class DomainState(enum.Enum):
     ENDED = "ended"
 
 
+_OPEN = DomainState.OPEN  # to look up an enum's member takes long
+
+
 class _Cancelling:
     """A job that was asked to end and has not answered. Asked -> Heard, once it is known to unwind as a fiber."""
 
@@ -127,7 +130,7 @@ class DomainHandle:
     @property
     def takes_jobs(self) -> bool:
         """Whether `start` has a point: it is neither asked to finish nor known to be gone."""
-        return self.state is DomainState.OPEN and self.link.is_open
+        return self.state is _OPEN and self.link.is_open
 
     @property
     def was_killed(self) -> bool:
@@ -150,12 +153,18 @@ class DomainHandle:
             raise self.error()
         if self.state is DomainState.FINISHING:
             raise Closed(f"domain {self.name!r} is closed: it was asked to finish")
-        messages = [job.message() for job in jobs]
-        self.jobs.update(zip([message.job for message in messages], jobs, strict=True))
+        messages = []
+        tickets = []
+        for job in jobs:
+            message = job.message()
+            messages.append(message)
+            self.jobs[message.job] = job
+            if message.weight:
+                tickets.append(message.job)
         if not self.link.is_open:
             return  # it is as good as dead; how it ended, and with that what to tell the jobs, will be known soon
         # The offer comes first: a domain looks for it when the message arrives, and only then.
-        if tickets := [message.job for message in messages if message.weight]:
+        if tickets:
             self.claims.offer(tickets)
         function = None
         for job, message in zip(jobs, messages, strict=True):

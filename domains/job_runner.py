@@ -184,12 +184,15 @@ class JobRunner:
         if self._interruptions.is_busy:
             self._schedule_pump()
             return
+        self._link.hold()
         try:
             self._start_what_may()
         except Exception as error:
             # Some job cannot be answered. A domain that dies owes nobody anything; one that forgets would.
             self._link.abort(ConnectionLost(f"jobs cannot be run any more: {error!r}"))
             raise
+        finally:
+            self._link.flush()  # at once: what there was to do is done, or has its next turn after others
 
     def _start_what_may(self) -> None:
         slice_end = time.perf_counter() + _SLICE_SECONDS

@@ -17,7 +17,7 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 _TOKEN_BYTES = 8
 MOST_OFFERED = 4096
@@ -70,10 +70,9 @@ class OfferedClaims(_Claims):
         """What the domain must inherit, under the names that `ReceivedClaims` expects."""
         return {"claims": self._reading, "started": self._page}
 
-    def offer(self, jobs: Iterable[int]) -> None:
+    def offer(self, jobs: Sequence[int]) -> None:
         """Let the domain start these, in this order. At most `MOST_OFFERED` may be unclaimed at any time."""
-        numbers = list(jobs)
-        data = struct.pack(f"={len(numbers)}q", *numbers)
+        data = struct.pack(f"={len(jobs)}q", *jobs)
         written = os.write(self._writing, data)
         assert written == len(data), "more offers than the pipe holds"
 

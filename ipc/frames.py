@@ -14,18 +14,21 @@ from __future__ import annotations
 
 import mmap
 import struct
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pickle import PickleBuffer
-from typing import Any, NamedTuple
+from typing import Any
+from zlib import crc32
 
 from domains.errors import ConnectionLost
 
 __all__ = ["Frame", "FrameCorrupt", "FrameReader", "byte_view", "frame_header", "read_parts"]
 
 _HEADER = struct.Struct("!2sBBIII")
+_HEADER_BYTES = _HEADER.size
+_unpack_header = _HEADER.unpack_from
 _MAGIC = b"dm"
 _VERSION = 2
+_BAD_CHECKSUM = "the checksum of a frame does not fit"
 
 MOST_ENVELOPE_BYTES = 1 << 30
 MOST_BUFFERS = 1 << 20
@@ -41,9 +44,8 @@ class FrameCorrupt(ConnectionLost):
     """Bytes that are not a frame of ours."""
 
 
-class Frame(NamedTuple):
-    envelope: bytes | memoryview
-    buffers: list[memoryview]
+Frame = tuple[bytes, list[memoryview]]
+"""An envelope, and the buffers that came with it."""
 
 
 def frame_header(envelope: bytes, buffers: Sequence[memoryview]) -> bytes:
@@ -52,10 +54,10 @@ def frame_header(envelope: bytes, buffers: Sequence[memoryview]) -> bytes:
         raise ValueError(f"an envelope of {len(envelope)} bytes is too large: {MOST_ENVELOPE_BYTES} at most")
     size = len(envelope)
     if not buffers:
-        checksum = zlib.crc32(envelope)
+        checksum = crc32(envelope)
         return _HEADER.pack(_MAGIC, _VERSION, (7 * size + checksum) % 255, size, 0, checksum)
     lengths = struct.pack(f"!{len(buffers)}Q", *[buffer.nbytes for buffer in buffers])
-    checksum = zlib.crc32(envelope, zlib.crc32(lengths))
+    checksum = crc32(envelope, crc32(lengths))
     count = len(buffers)
     return _HEADER.pack(_MAGIC, _VERSION, (7 * size + 13 * count + checksum) % 255, size, count, checksum) + lengths
 
@@ -71,23 +73,23 @@ def read_parts(head: memoryview[int], buffers: list[memoryview[int]]) -> Frame:
 
     Raises FrameCorrupt for anything else.
     """
-    if len(head) < _HEADER.size:
+    if len(head) < _HEADER_BYTES:
         raise FrameCorrupt(f"{len(head)} bytes are less than a header")
     magic, version, check, envelope_bytes, count, checksum = _HEADER.unpack_from(head)
     if magic != _MAGIC or version != _VERSION:
         raise FrameCorrupt("what came is not a frame of this version of domains")
     if (7 * envelope_bytes + 13 * count + checksum) % 255 != check:
         raise FrameCorrupt("the header of a frame contradicts itself")
-    start = _HEADER.size + 8 * count
+    start = _HEADER_BYTES + 8 * count
     if count != len(buffers) or len(head) != start + envelope_bytes:
         raise FrameCorrupt("the parts of a frame are not what its header says")
     envelope = bytes(head[start:])
-    lengths = head[_HEADER.size : start]
-    if zlib.crc32(envelope, zlib.crc32(lengths) if count else 0) != checksum:
-        raise FrameCorrupt("the checksum of a frame does not fit")
+    lengths = head[_HEADER_BYTES:start]
+    if crc32(envelope, crc32(lengths) if count else 0) != checksum:
+        raise FrameCorrupt(_BAD_CHECKSUM)
     if list(struct.unpack(f"!{count}Q", lengths)) != [buffer.nbytes for buffer in buffers]:
         raise FrameCorrupt("the buffers of a frame are not what its header says")
-    return Frame(envelope, [buffer.toreadonly() for buffer in buffers])
+    return envelope, [buffer.toreadonly() for buffer in buffers]
 
 
 class FrameReader:
@@ -134,66 +136,50 @@ class FrameReader:
         self._view[self._end : self._end + len(data)] = data
         self._end += len(data)
 
-    def frames(self) -> Iterator[Frame]:
-        """The frames that are complete. Raises FrameCorrupt at the first that is none."""
+    def take(self) -> Frame | None:
+        """The next frame, if all of it is here. Raises FrameCorrupt if what is here is none."""
         try:
-            while True:
-                if self._envelope is None:
-                    if not self._read_head():
-                        return
-                    if not self._lengths:
-                        yield self._take()
-                        continue
-                if not self._read_buffers():
-                    return
-                yield self._take()
+            if self._envelope is None:
+                start = self._start
+                available = self._end - start
+                if available < _HEADER_BYTES:
+                    if not available:
+                        self._start = self._end = 0
+                    return None
+                magic, version, check, envelope_bytes, count, checksum = _unpack_header(self._piece, start)
+                if magic != _MAGIC or version != _VERSION:
+                    raise FrameCorrupt("what came is not a frame of this version of domains")
+                # Odd factors without one in common with 255: no bit that is wrong goes unnoticed.
+                if (7 * envelope_bytes + 13 * count + checksum) % 255 != check:
+                    raise FrameCorrupt("the header of a frame contradicts itself")
+                if envelope_bytes > MOST_ENVELOPE_BYTES or count > MOST_BUFFERS:
+                    raise FrameCorrupt(f"a frame of {envelope_bytes} bytes and {count} buffers is beyond all limits")
+                total = _HEADER_BYTES + 8 * count + envelope_bytes
+                if available < total:
+                    self._make_room(min(total - available, len(self._piece)))  # twice as much, until it is enough
+                    return None
+                envelope = bytes(self._view[start + total - envelope_bytes : start + total])
+                self._start = start + total
+                if not count:
+                    if crc32(envelope) != checksum:
+                        raise FrameCorrupt(_BAD_CHECKSUM)
+                    return envelope, []
+                lengths = self._view[start + _HEADER_BYTES : start + total - envelope_bytes]
+                if crc32(envelope, crc32(lengths)) != checksum:
+                    raise FrameCorrupt(_BAD_CHECKSUM)
+                self._lengths = list(struct.unpack(f"!{count}Q", lengths))
+                if max(self._lengths) > MOST_BUFFER_BYTES:
+                    raise FrameCorrupt(f"a buffer of {max(self._lengths)} bytes is beyond all limits")
+                self._lengths.reverse()
+                self._envelope = envelope
+            if not self._read_buffers():
+                return None
+            frame = self._envelope, self._buffers
+            self._envelope = None
+            self._buffers = []
+            return frame
         except (MemoryError, OSError) as error:
             raise FrameCorrupt("there is no memory for a frame as large as the one announced") from error
-
-    def _take(self) -> Frame:
-        envelope = self._envelope
-        assert envelope is not None
-        frame = Frame(envelope, self._buffers)
-        self._envelope = None
-        self._buffers = []
-        return frame
-
-    def _read_head(self) -> bool:
-        available = self._end - self._start
-        if available < _HEADER.size:
-            if available == 0:
-                self._start = self._end = 0
-            return False
-        magic, version, check, envelope_bytes, count, checksum = _HEADER.unpack_from(self._piece, self._start)
-        if magic != _MAGIC or version != _VERSION:
-            raise FrameCorrupt("what came is not a frame of this version of domains")
-        # Odd factors without one in common with 255: no bit that is wrong goes unnoticed.
-        if (7 * envelope_bytes + 13 * count + checksum) % 255 != check:
-            raise FrameCorrupt("the header of a frame contradicts itself")
-        if envelope_bytes > MOST_ENVELOPE_BYTES or count > MOST_BUFFERS:
-            raise FrameCorrupt(f"a frame of {envelope_bytes} bytes and {count} buffers is beyond all limits")
-        total = _HEADER.size + 8 * count + envelope_bytes
-        if available < total:
-            self._make_room(min(total - available, len(self._piece)))  # twice as much, until it is enough
-            return False
-        start = self._start + _HEADER.size
-        if count:
-            lengths = self._view[start : start + 8 * count]
-            start += 8 * count
-            envelope = bytes(self._view[start : start + envelope_bytes])
-            valid = zlib.crc32(envelope, zlib.crc32(lengths)) == checksum
-            self._lengths = list(struct.unpack(f"!{count}Q", lengths))
-            if max(self._lengths) > MOST_BUFFER_BYTES:
-                raise FrameCorrupt(f"a buffer of {max(self._lengths)} bytes is beyond all limits")
-            self._lengths.reverse()
-        else:
-            envelope = bytes(self._view[start : start + envelope_bytes])
-            valid = zlib.crc32(envelope) == checksum
-        if not valid:
-            raise FrameCorrupt("the checksum of a frame does not fit")
-        self._envelope = envelope
-        self._start = start + envelope_bytes
-        return True
 
     def _read_buffers(self) -> bool:
         if self._large is not None:

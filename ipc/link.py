@@ -97,6 +97,7 @@ class Link(ABC):
         self._batch: list[Any] = []
         self._batch_buffers: list[Buffer] = []
         self._batch_bytes = 0
+        self._is_held = False
         self._when_writable: dict[object, Callable[[], object]] = {}
         self._closing_timer: asyncio.TimerHandle | None = None
 
@@ -133,7 +134,7 @@ class Link(ABC):
         if self.state is not _OPEN:
             if self.state is not _NEW:
                 raise ConnectionLost(f"the link to {self.name} is {self.state.value}: nothing can be sent")
-        elif not self._batch:
+        elif not self._batch and not self._is_held:
             self._loop.call_soon(self.flush)
         self._batch.append(message)
         if buffers:
@@ -142,8 +143,13 @@ class Link(ABC):
             if self._batch_bytes > HIGH_WATER_BYTES:
                 self.flush()  # that it is congested must be known before the turn is over
 
+    def hold(self) -> None:
+        """Leave it to the caller to `flush`, in the same turn, once all is sent that is to be."""
+        self._is_held = True
+
     def flush(self) -> None:
         """Write what was sent, as far as the peer takes it; the rest is written later."""
+        self._is_held = False
         batch = self._batch
         if not batch or self.state is not _OPEN:
             return
@@ -249,7 +255,7 @@ class Link(ABC):
             self.is_congested = False
             self._tell_writable()
 
-    def _received(self, envelope: bytes | memoryview, buffers: list[memoryview]) -> None:
+    def _received(self, envelope: bytes, buffers: list[memoryview]) -> None:
         """A frame has arrived whole."""
         if not envelope:
             if self.state is LinkState.OPEN:

@@ -36,6 +36,9 @@ def open_pair() -> tuple[socket.socket, socket.socket]:
     return first, second
 
 
+_GONE = LinkState.GONE  # to look up an enum's member takes long
+
+
 class SocketPairLink(Link):
     """One end; owns its socket."""
 
@@ -77,9 +80,9 @@ class SocketPairLink(Link):
                 return
             reader.filled(count)
             try:
-                for frame in reader.frames():
-                    self._received(frame.envelope, frame.buffers)
-                    if self.state is LinkState.GONE:
+                while (frame := reader.take()) is not None:
+                    self._received(*frame)
+                    if self.state is _GONE:
                         return
             except FrameCorrupt as error:
                 self._broken(f"what {self.name} sent cannot be read: {error}", error)
@@ -91,8 +94,8 @@ class SocketPairLink(Link):
         views = [byte_view(buffer) for buffer in buffers] if buffers else []
         header = frame_header(envelope, views)
         outgoing = self._outgoing
-        if not outgoing and sum(view.nbytes for view in views) <= _SMALL_BYTES:
-            data = b"".join((header, envelope, *views))
+        if not outgoing and (not views or sum(view.nbytes for view in views) <= _SMALL_BYTES):
+            data = b"".join((header, envelope, *views)) if views else header + envelope
             try:
                 sent = self._socket.send(data)
             except (BlockingIOError, InterruptedError):

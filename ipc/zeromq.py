@@ -266,7 +266,7 @@ class ZeroMQLink(Link):
         except FrameCorrupt as error:
             self._broken(f"what {self.name} sent cannot be read: {error}", error)
         else:
-            self._received(frame.envelope, frame.buffers)
+            self._received(*frame)
 
     # The peer's end
 

@@ -77,13 +77,14 @@ class Promise(Generic[T]):
     resolved already. Raises Cancelled in a cancelled context. Cancelling a waiter leaves the promise alone.
     """
 
-    __slots__ = ("__weakref__", "_result", "_unresolved", "_waiters", "label", "was_seen")
+    __slots__ = ("__weakref__", "_first", "_result", "_unresolved", "_waiters", "label", "was_seen")
 
     def __init__(self, label: str | None = None) -> None:
         self.label = label
         self.was_seen = False
         """Whether anybody has looked at the outcome."""
         self._result: Result[T] | None = None
+        self._first: Waiter[None] | None = None  # most promises have one waiter, who needs no queue
         self._waiters: WaitQueue[None] | None = None
         self._unresolved = bytearray(1)  # whoever pops this resolves; no list, which garbage collection would walk
 
@@ -143,13 +144,31 @@ class Promise(Generic[T]):
 
     def _wait(self, waiter: Waiter[None] | Suspension[None]) -> Callable[[Any], object]:
         waiters = self._waiters
-        if waiters is None:
+        if waiters is not None:
+            waiters.join(waiter)
+        elif self._first is None:
+            self._first = waiter
+        else:
             waiters = self._waiters = WaitQueue()
-        waiters.join(waiter)
+            waiters.join(waiter)
         if self._result is not None:
-            # It was resolved from another thread, perhaps before the waiter stood in the queue.
-            waiters.wake_all(None)
-        return waiters.withdraw
+            # It was resolved from another thread, perhaps before the waiter stood there.
+            self._wake()
+        return self._withdraw
+
+    def _withdraw(self, waiter: Waiter[None]) -> None:
+        if self._first is waiter:
+            self._first = None
+        elif self._waiters is not None:
+            self._waiters.withdraw(waiter)
+
+    def _wake(self) -> None:
+        """Resume all who wait. May be done by two threads at once: a waiter is resumed once."""
+        first, self._first = self._first, None
+        if first is not None:
+            first.resume(None)
+        if self._waiters is not None:
+            self._waiters.wake_all(None)
 
     def _settle(self, result: Result[T]) -> bool:
         try:
@@ -157,8 +176,8 @@ class Promise(Generic[T]):
         except IndexError:
             return False
         self._result = result
-        if self._waiters is not None:
-            self._waiters.wake_all(None)
+        if self._first is not None or self._waiters is not None:
+            self._wake()
         return True
 
     def __reduce__(self) -> NoReturn:

@@ -74,6 +74,8 @@ class Dispatcher:
         """How many jobs have come since this was dispatched last."""
         self._job_seconds: float | None = None
         self._sent_priority = 0
+        self._idle: dict[Member, None] = {}
+        """Domains that have answered their last job; some have got others since."""
         self._members = Members(manager, options, self)
 
     def push(self, job: Job[Any]) -> None:
@@ -81,12 +83,31 @@ class Dispatcher:
         assert self.closed is None
         self._unfinished += 1
         self.count.submitted += 1
+        if self._idle and not self._scheduled and self._begin_at_once(job):
+            return
         self._queue.push(job)
         if not self._scheduled:
             self.changed()
         self._pushed += 1
         if self._pushed == _MOST_PUSHED:
             self.answers_came()
+
+    def _begin_at_once(self, job: Job[Any]) -> bool:
+        """Send a job to a domain that has nothing to do, when nothing waits, rather than in the loop's next turn."""
+        if len(self._queue):
+            return False
+        member, _ = self._idle.popitem()
+        if not member.serves or member.jobs or member.handle.link.is_congested:
+            return False
+        self._sent_priority = min(self._sent_priority, job.priority)  # nothing was taken back for this one
+        member.load += job.weight
+        job.holder = member.handle
+        member.sent += 1
+        member.batch.append(job)
+        self._send(member)
+        if member.sent == self._max_jobs:
+            self._members.retire(member)
+        return True
 
     def cancel(self, job: Job[Any], reason: BaseException) -> None:
         """End a job that nobody wants any more: at once if it waits here, else where it is."""
@@ -182,6 +203,8 @@ class Dispatcher:
             self._job_seconds = seconds if known is None else known + (seconds - known) / 16
         if member.state is _RETIRED:
             self._members.relieved(member)
+        elif not member.handle.jobs:
+            self._idle[member] = None
 
     def weight_lent(self, member: Member, job: Job[Any], lent: bool) -> None:
         if lent:
@@ -196,6 +219,7 @@ class Dispatcher:
     def lost(self, member: Member) -> None:
         """A domain has ended: what it had goes back to the queue, as far as it may."""
         handle = member.handle
+        self._idle.pop(member, None)
         self._queue.put_back(self._let_go(handle.recover()))
         if self.closed is None:
             for job in self._let_go(handle.hand_back(_may_be_run_again)):
@@ -251,7 +275,8 @@ class Dispatcher:
         queue = self._queue
         self._pushed = 0
         if not len(queue):
-            self._rebalance()
+            if self._unfinished:
+                self._rebalance()
             return
         available = [m for m in self._members if m.serves and not self._is_congested(m)]
         exhausted: list[Member] = []
@@ -306,8 +331,12 @@ class Dispatcher:
 
     def _send(self, member: Member) -> None:
         batch, member.batch = member.batch, []
-        member.handle.start(batch)
-        member.handle.link.flush()
+        link = member.handle.link
+        link.hold()
+        try:
+            member.handle.start(batch)
+        finally:
+            link.flush()
 
     def _jobs_ahead(self) -> int:
         """How many jobs to send to a domain beyond what it can start now."""

@@ -209,7 +209,11 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         )
         if timeout is None:
             dispatch.push(job)
-            return await job.outcome()
+            try:
+                return await job.promise
+            except asyncio.CancelledError as cancelled:
+                await job.end(cancelled)
+                raise
         with time_limit(checked_seconds("timeout", timeout)):
             dispatch.push(job)
             return await job.outcome()

@@ -43,6 +43,9 @@ class MemberState(enum.Enum):
     RETIRED = "retired"
 
 
+_SERVING = MemberState.SERVING  # to look up an enum's member takes long
+
+
 class Member:
     """One domain of the pool, and what the pool has given it."""
 
@@ -81,7 +84,7 @@ class Member:
     @property
     def serves(self) -> bool:
         """Whether it may be sent jobs."""
-        return self.state is MemberState.SERVING and self.handle.takes_jobs
+        return self.state is _SERVING and self.handle.takes_jobs
 
 
 class Listener(Protocol):

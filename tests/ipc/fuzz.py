@@ -67,8 +67,8 @@ def frames(data: bytes) -> None:
                 space[:count] = stream[position : position + count]
                 position += count
                 reader.filled(count)
-                for frame in reader.frames():
-                    found.append((bytes(frame.envelope), [bytes(buffer) for buffer in frame.buffers]))
+                for envelope, buffers in iter(reader.take, None):
+                    found.append((envelope, [bytes(buffer) for buffer in buffers]))
             found.append("inside" if reader.is_inside else "between")
         except FrameCorrupt:
             found.append("corrupt")
@@ -88,7 +88,7 @@ def parts(data: bytes) -> None:
         frame = read_parts(memoryview(head), buffers)
     except FrameCorrupt:
         return
-    assert [bytes(buffer) for buffer in frame.buffers] == rest
+    assert [bytes(buffer) for buffer in frame[1]] == rest
 
 
 def protocol(data: bytes) -> None:

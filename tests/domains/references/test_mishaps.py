@@ -246,7 +246,7 @@ def test_a_promise_keeps_no_watcher_whose_reference_is_gone(link: str) -> None:
             assert not await pool.submit(look, promise, weight=0.1)
             while references.exports:
                 await pool.submit(gc.collect, weight=0.0)
-        assert not promise._waiters
+        assert promise._first is None
         resolver.resolve(None)
 
     in_pool(main, link)

@@ -50,7 +50,7 @@ async def add_and_tell(
     await signals.mutex.lock()
     await signals.semaphore.acquire()
     await stream.add(0)
-    while not (mine.semaphore._waiters and mine.promise._waiters) and where == "here":
+    while not (mine.semaphore._waiters and mine.promise._first) and where == "here":
         await fiber.yield_now()  # until the other listens
     for number in range(1, 5):
         await stream.add(number)
