@@ -307,6 +307,17 @@ class AddItems(Struct, tag=58, array_like=True):
     buffers: int
 
 
+class LendItems(Struct, tag=60, array_like=True):
+    """From a stream's home: items that the receiver may take unasked while the lot is open. Bytes are pickles."""
+
+    to: int
+    sender: int
+    number: int
+    tally: bytes
+    lot: int
+    items: list[Any]
+
+
 class RecallPlaces(Struct, tag=59, array_like=True, gc=False):
     """From a stream's home: give back the places that you were promised and have not used."""
 
@@ -392,6 +403,7 @@ Message = (
     | ConfigureLogging
     | LogRecord
     | AddItems
+    | LendItems
     | RecallPlaces
     | Seek
     | Meet

@@ -42,7 +42,7 @@ class Stream(Generic[T]):
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
         name = "" if self.label is None else f" {self.label!r}"
-        return f"<stream{name} of capacity {self.capacity}, {len(self._items)} items{state}>"
+        return f"<stream{name} of capacity {self.capacity}, {len(self)} items{state}>"
 
     def __len__(self) -> int:
         """How many items it holds; those of waiting adders do not count."""
@@ -81,10 +81,12 @@ class Stream(Generic[T]):
         items = self._items
         if 0 < len(items) < self.capacity:  # then nobody waits
             return items.popleft()
-        if items or self._adders:
-            found, item = self._take()
-            if found:
-                return item
+        return await self._take_in_turn()
+
+    async def _take_in_turn(self) -> T:
+        found, item = self._take()
+        if found:
+            return item
         if self._is_drained:
             raise Closed(f"{self!r} has no more items")
         return await suspend(self._wait_to_take, "Stream.take", self)
@@ -143,6 +145,6 @@ class Stream(Generic[T]):
         if 0 < len(items) < self.capacity:
             return items.popleft()
         try:
-            return await self.take()
+            return await self._take_in_turn()
         except Closed:
             raise StopAsyncIteration from None

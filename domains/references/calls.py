@@ -65,6 +65,7 @@ class RemoteObject:
 
     def _tell(self, operation: str, *args: Any) -> None:
         """Have something done at home that has no answer. May be called from any thread, and in a plain job."""
+        self._calls.settle(self.home)
         self._calls.tell(self, operation, args)
 
     def home_gone(self, error: DomainsError) -> None:
@@ -130,9 +131,10 @@ class Call:
                 _cancel_again(cancelled)
             return result.value
         assert isinstance(result, Raised)
-        if cancelled is not None:
-            raise cancelled
-        raise result.error
+        try:
+            raise result.error if cancelled is None else cancelled
+        finally:
+            del self, result, cancelled  # or the error would keep this frame, and with it itself
 
 
 def _cancel_again(error: CancelledError) -> None:
@@ -237,7 +239,7 @@ class Calls:
             del call, error  # or the error would keep this frame, and with it what called
 
     def tell(self, target: RemoteObject, operation: str, args: tuple[Any, ...]) -> None:
-        self.settle(target.home)
+        """Have something done at home that has no answer, and that no other domain learns anything from."""
         references = self._references
         payload = references.pickling.dumps(args, "what %s of %r was given", operation, target) if args else None
         data, buffers, holds = payload or (b"", (), ())

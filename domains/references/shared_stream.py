@@ -5,27 +5,38 @@ follow it unasked. Promised places count as taken, and are recalled as soon as s
 stream is closed; those of a domain that has died return by themselves. A closed stream has no more items once every
 promise was used or has returned.
 
-Invariants: items and promised places together are at most the capacity; adders wait only while they are as many; a
-domain whose places were recalled is promised none before it has used or returned them all, so it is asked but once.
+Nor does every take of theirs: it lends the next items to a domain that is the only one to take any, as a lot
+(`domains.references.lots`), which is taken back as soon as anybody else takes.
+
+Invariants: items, those lent and not taken yet, and promised places together are at most the capacity; adders wait only
+while they are as many, as far as is known; nothing is lent while anybody waits to take; a domain whose places were
+recalled is promised none before it has used or returned them all, so it is asked but once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from itertools import islice
+from sys import getsizeof
+from typing import Any, TypeVar
 
-from domains.errors import Closed
-from domains.protocol import RecallPlaces
+from domains.errors import Closed, ConnectionLost, DomainDied, DomainsError
+from domains.protocol import LendItems, RecallPlaces
 from domains.references.calls import Served
+from domains.references.lots import Taker
+from domains.references.plain import is_plain
 from domains.references.registry import Export, References
 from domains.scheduler.context import check
 from domains.scheduler.promise import Returned
 from domains.scheduler.stream import Stream
+from domains.scheduler.waiters import Waiter
 
 T = TypeVar("T")
 
 _MOST_PROMISED = 1024
+_MOST_LENT_BYTES = 1 << 16
+"""How large the pickles of lent items may be together: they exist twice."""
 
 
 class SharedStream(Stream[T]):
@@ -37,6 +48,8 @@ class SharedStream(Stream[T]):
     _promised: int
     _recalled: set[int]
     _unanswered: list[Adder]
+    _takers_elsewhere: dict[int, Taker]
+    _lent_to: Taker | None
 
     @staticmethod
     def share(stream: Stream[T], references: References, export: Export) -> None:
@@ -48,18 +61,30 @@ class SharedStream(Stream[T]):
         stream._promised = 0
         stream._recalled = set()
         stream._unanswered = []
+        stream._takers_elsewhere = {}
+        stream._lent_to = None
 
     def unshare(self) -> None:
         """Make it a plain one again: nobody else knows it any more."""
         assert not self._promised
+        assert not self._takers_elsewhere
         del self._references, self._export, self._promised, self._recalled, self._unanswered
+        del self._takers_elsewhere, self._lent_to
         self.__class__ = Stream  # type: ignore[assignment]
 
     @property
     def _room(self) -> int:
-        return self.capacity - len(self._items) - self._promised
+        lent_to = self._lent_to
+        return self.capacity - len(self._items) - self._promised - (0 if lent_to is None else lent_to.left)
 
     # As at home
+
+    def __len__(self) -> int:
+        return len(self._items) + (0 if self._lent_to is None else self._lent_to.left)
+
+    @property
+    def is_empty(self) -> bool:
+        return not len(self)
 
     def add_nonblocking(self, item: T) -> bool:
         """As ever; places that are promised to other domains are no room, and recalled if that is why there is none."""
@@ -67,6 +92,8 @@ class SharedStream(Stream[T]):
             raise Closed(f"{self!r} takes no more items")
         if self._takers and self._takers.wake_first(item):
             return True
+        if self._adders and self._lent_to is not None:
+            self._go_on()  # what was taken meanwhile made room for those who wait, first of all
         if self._room > 0:
             self._items.append(item)
             return True
@@ -76,21 +103,30 @@ class SharedStream(Stream[T]):
     async def take(self) -> T:
         check()
         items = self._items
-        if items and len(items) + self._promised < self.capacity and not self._unanswered:
+        if items and self._lent_to is None and len(items) + self._promised < self.capacity and not self._unanswered:
             return items.popleft()
-        return await super().take()
+        return await self._take_in_turn()
 
     async def __anext__(self) -> T:
         check()
         items = self._items
-        if items and len(items) + self._promised < self.capacity and not self._unanswered:
+        if items and self._lent_to is None and len(items) + self._promised < self.capacity and not self._unanswered:
             return items.popleft()
         try:
-            return await super().take()
+            return await self._take_in_turn()
         except Closed:
             raise StopAsyncIteration from None
 
+    def _wait_to_add(self, waiter: Waiter[None], item: T) -> Callable[[Any], object]:
+        withdraw = super()._wait_to_add(waiter, item)
+        if self._lent_to is not None:
+            self._lent_to.tally.watch()
+            self._go_on()
+        return withdraw
+
     def _take(self) -> tuple[bool, T]:
+        if self._lent_to is not None:
+            self._take_back()
         taken = super()._take()
         if self._unanswered and 2 * self._room >= self.capacity:
             self._answer()  # not later: its domain makes the next items while this one uses those that are there
@@ -121,6 +157,80 @@ class SharedStream(Stream[T]):
             export.held[sender] = export.held.get(sender, 0) + count
             self._promised += count
         return max(count, 0)
+
+    def lend(self, sender: int) -> None:
+        """Let a domain, which has just taken an item, take the next ones unasked until somebody else wants any."""
+        assert self._lent_to is None
+        if not self._items or sender not in self._export.holders:
+            return
+        taker = self._takers_elsewhere.get(sender)
+        if taker is None:
+            try:
+                taker = self._takers_elsewhere[sender] = Taker(sender)
+            except OSError:  # then it asks for each
+                return
+        count = taker.appetite()
+        packed = self._pack(count)
+        if packed:
+            lot = taker.lend([self._items.popleft() for _ in packed])
+            self._lent_to = taker
+            if self._adders:
+                taker.tally.watch()
+            references, number = self._references, self._export.number
+            references.send(LendItems(sender, references.address, number, taker.tally.descriptor, lot, packed))
+        elif count:
+            taker.spare()
+
+    def _pack(self, count: int) -> list[Any]:
+        """The first items, as they travel: as many as are small, and nothing but themselves."""
+        pickling = self._references.pickling
+        packed: list[Any] = []
+        size_bytes = 0
+        for item in islice(self._items, count):
+            if is_plain(item):
+                packed.append(item)
+                continue
+            if getsizeof(item) > _MOST_LENT_BYTES:
+                break  # it is not worth a pickle to find that out
+            try:
+                payload = pickling.dumps(item, "an item of %r", self)
+            except DomainsError:
+                break  # whoever takes it is told
+            size_bytes += len(payload.data)
+            if payload.buffers or payload.holds or size_bytes > _MOST_LENT_BYTES:
+                self._references.discharge(payload.holds)
+                break
+            packed.append(payload.data)
+        return packed
+
+    def _take_back(self) -> None:
+        assert self._lent_to is not None
+        taker, self._lent_to = self._lent_to, None
+        self._items.extendleft(reversed(taker.take_back()))
+        self._go_on()
+
+    def has_taken(self, sender: int, lot: int, count: int) -> bool:
+        """Whether a domain that claimed an item as its lot was closed came in time."""
+        return self._takers_elsewhere[sender].has_taken(lot, count)
+
+    def taken(self) -> None:
+        """Some of what was lent is taken, and somebody may have waited for that."""
+        self._go_on()
+        if self._unanswered:
+            self._answer()
+
+    def domain_gone(self, sender: int, error: DomainsError) -> None:
+        """A domain will take nothing any more, nor use the places that it was promised."""
+        taker = self._takers_elsewhere.pop(sender, None)
+        if taker is not None:
+            if self._lent_to is taker:
+                self._take_back()
+            if not isinstance(
+                error, DomainDied | ConnectionLost
+            ):  # else it may live, out of reach
+                taker.tally.release()
+        if places := self._export.held.get(sender, 0):
+            self.returned(sender, places)
 
     def put(self, sender: int, items: Sequence[T]) -> None:
         """Items for promised places."""

@@ -1,11 +1,13 @@
 """Streams in other domains than their home: each add and take has its turn in the home's queues.
 
 So that not every item costs a round trip, the home promises places (`domains.references.shared_stream`): the answer to
-an add says how many more may follow it unasked. What uses them goes out as one message a turn.
+an add says how many more may follow it unasked. What uses them goes out as one message a turn. And the home lends items
+(`domains.references.lots`): the answer to a take comes with more that may be taken unasked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -15,8 +17,10 @@ from domains.conversation import Buffers, Conversation
 from domains.errors import Closed, DomainsError
 from domains.ipc.link import Link
 from domains.ipc.pickling import Payload
-from domains.protocol import AddItems, RecallPlaces
+from domains.ipc.tally import Tally
+from domains.protocol import AddItems, LendItems, RecallPlaces
 from domains.references.calls import RemoteObject, Served, Withdraw
+from domains.references.lots import LentItems
 from domains.references.plain import MOST_INT, is_plain
 from domains.references.registry import Export, Kind, References
 from domains.references.shared_stream import Adder, SharedStream
@@ -46,6 +50,10 @@ class StreamReference(RemoteObject, Stream[T]):
         self._recalled_early = False
         self._message: AddItems | None = None  # the latest that was sent; more is added to it while it is here
         self._link: Link  # that it was sent by
+        self._taking = 0  # fibers that wait for the home because of a take
+        self._lent: LentItems | None = None  # what may be taken unasked
+        self._tally: Tally | None = None
+        self._is_telling = False
 
     def __repr__(self) -> str:
         name = "" if self.label is None else f" {self.label!r}"
@@ -94,12 +102,73 @@ class StreamReference(RemoteObject, Stream[T]):
         return added
 
     async def take(self) -> T:
-        item: T = await self._call("take")
+        check()
+        lent = self._lent
+        while lent is not None:
+            is_mine, packed = self._next_lent(lent)
+            if is_mine or await self._wait_for("has_taken", *lent.claim):
+                return self._unpack(packed)
+            lent = self._lent
+        # Only who knows all of its claims to be settled may be lent more.
+        item: T = await self._wait_for("take" if self._taking else "take_and_borrow")
         return item
 
+    async def _wait_for(self, operation: str, *args: Any) -> Any:
+        self._taking += 1
+        try:
+            return await self._call(operation, *args)
+        finally:
+            self._taking -= 1
+
+    async def __anext__(self) -> T:
+        try:
+            return await self.take()
+        except Closed:
+            raise StopAsyncIteration from None
+
     def take_nonblocking(self) -> T | None:
+        lent = self._lent
+        if lent is not None:
+            is_mine, packed = self._next_lent(lent)
+            if is_mine or self._ask("has_taken", *lent.claim):
+                return self._unpack(packed)
         item: T | None = self._ask("take_nonblocking")
         return item
+
+    def _next_lent(self, lent: LentItems) -> tuple[bool, Any]:
+        is_mine, packed = lent.next()
+        if not is_mine or not lent:
+            self._lent = None
+        if lent.is_watched:
+            self._tell_taken(lent)
+        return is_mine, packed
+
+    def _unpack(self, packed: Any) -> T:
+        item: T = self._references.pickling.unpack(packed, ())
+        return item
+
+    def lent(self, tally: bytes, lot: int, items: Sequence[Any]) -> None:
+        """The home lends these; what it lent before it has taken back."""
+        if self._tally is None or self._tally.descriptor != tally:
+            try:
+                self._tally = Tally.attach(tally)
+            except OSError:  # the home has ended, or the system does not let us: the next take asks for it
+                self._lent = None
+                return
+        self._lent = LentItems(self._tally, lot, items)
+
+    def _tell_taken(self, lent: LentItems) -> None:
+        """Somebody waits for room, and there is some: say so once a turn, but at half time at once."""
+        if lent.is_half_taken or asyncio._get_running_loop() is None:
+            self._calls.tell(self, "taken", ())
+            self._references.flush(self.home)
+        elif not self._is_telling:
+            self._is_telling = True
+            asyncio.get_running_loop().call_soon(self._tell_taken_now)
+
+    def _tell_taken_now(self) -> None:
+        self._is_telling = False
+        self._calls.tell(self, "taken", ())
 
     def close(self) -> None:
         self._tell("close")
@@ -110,10 +179,11 @@ class StreamReference(RemoteObject, Stream[T]):
         self._recalled_early = self._adding > 0  # the answers to these may have come before, and be read later
         places, self._places = self._places, 0
         if places:
-            self._tell("returned", places)
+            self._calls.tell(self, "returned", (places,))
 
     def home_gone(self, error: DomainsError) -> None:
         self._places = 0
+        self._lent = None
 
     def _pack(self, item: T) -> Payload:
         return self._references.pickling.dumps(item, "an item for %r", self)
@@ -147,11 +217,19 @@ class StreamKind(Kind):
         self.operations = {
             "add": _add,
             "take": _take,
+            "take_and_borrow": _take_and_borrow,
+            "has_taken": lambda stream, served, lot, count: (
+                served.resume(stream.has_taken(served.sender, lot, count)) and None
+            ),
             "len": lambda stream, served: served.resume(len(stream)) and None,
             "add_nonblocking": lambda stream, served, item: served.resume(stream.add_nonblocking(item)) and None,
             "take_nonblocking": lambda stream, served: served.resume(stream.take_nonblocking()) and None,
         }
-        self.tells = {"close": lambda export, sender: export.target.close(), "returned": _returned}
+        self.tells = {
+            "close": lambda export, sender: export.target.close(),
+            "returned": lambda export, sender, places: export.target.returned(sender, places),
+            "taken": lambda export, sender: export.target.taken(),
+        }
 
     def exported(self, export: Export) -> None:
         assert self._references is not None
@@ -167,13 +245,13 @@ class StreamKind(Kind):
         return StreamReference(references, home, number, label)
 
     def domain_gone(self, export: Export, sender: int, error: DomainsError) -> None:
-        if places := export.held.get(sender, 0):
-            export.target.returned(sender, places)
+        export.target.domain_gone(sender, error)
 
     def converse(self, references: References, conversation: Conversation) -> None:
         self._references = references
         references.handle(conversation, AddItems, partial(_add_items, references))
         references.handle(conversation, RecallPlaces, partial(_recalled, references))
+        references.handle(conversation, LendItems, partial(_lent, references))
 
 
 def _add(stream: SharedStream[Any], served: Served, item: Any) -> Withdraw | None:
@@ -196,8 +274,13 @@ def _take(stream: SharedStream[Any], served: Served) -> Withdraw | None:
     return stream._wait_to_take(served)
 
 
-def _returned(export: Export, sender: int, places: int) -> None:
-    export.target.returned(sender, places)
+def _take_and_borrow(stream: SharedStream[Any], served: Served) -> Withdraw | None:
+    found, item = stream._take()
+    if not found:
+        return _take(stream, served)
+    stream.lend(served.sender)  # before the answer, so that it is there when that is heard
+    served.resume(item)
+    return None
 
 
 def _add_items(references: References, message: AddItems, buffers: Buffers) -> None:
@@ -223,3 +306,9 @@ def _recalled(references: References, message: RecallPlaces, _: Buffers) -> None
     reference = references.reference(message.sender, message.number)
     if isinstance(reference, StreamReference):
         reference.recalled()
+
+
+def _lent(references: References, message: LendItems, _: Buffers) -> None:
+    reference = references.reference(message.sender, message.number)
+    if isinstance(reference, StreamReference):
+        reference.lent(message.tally, message.lot, message.items)

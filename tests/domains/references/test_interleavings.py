@@ -111,7 +111,7 @@ def sent_in_order(taken: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("capacity", [0, 1, 5])
+@pytest.mark.parametrize("capacity", [0, 1, 5, 50])
 def test_no_item_is_lost_or_doubled(capacity: int, seed: int, link: str) -> None:  # S39 S41
     async def main(pool: Any) -> None:
         stream: Stream[Any] = Stream(capacity)

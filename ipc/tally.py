@@ -1,0 +1,156 @@
+"""A count that one process keeps of what it took from a lot, and that the lot's giver may close at any moment.
+
+The giver opens a lot of things under a number; the taker claims them one by one: it writes how many it has claimed, and
+then looks whether the lot is still open. The giver closes it, and then reads the count, which from then on is final.
+Both write first and look afterwards, so whoever is second sees the other: a claim that found the lot open counts; of
+one that found it closed only the giver knows whether it came in time, and is to be asked. Nobody waits for anybody, and
+when the taker dies, at whatever instruction, the count says what it had.
+
+Tallies lie in pages that are mapped by all who use them. One is given up only once its taker has said that it will not
+touch it any more, or is dead.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import weakref
+
+from domains.ipc.segments import LOCATION_BYTES, Segment, location_number
+
+__all__ = ["Tally"]
+
+_TALLIES = 1 << 9
+_TALLY_BYTES = 128  # a cache line for each side
+_COUNT, _OPEN, _WATCHED = 0, 8, 9
+_FIELDS = _TALLY_BYTES // 8
+_INDEX = struct.Struct("=I")
+_LOT_BITS = 32
+
+
+class _Page:
+    """Tallies that share a segment."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.fields = memoryview(segment.map).cast("Q")
+        self.free = list(range(_TALLIES - 1, -1, -1))  # only its maker gives any away
+        weakref.finalize(self, segment.close).atexit = False
+
+
+_made: weakref.WeakSet[_Page] = weakref.WeakSet()
+_attached: weakref.WeakValueDictionary[int, _Page] = weakref.WeakValueDictionary()
+_fence_lock = threading.Lock()
+
+
+class Tally:
+    """One count. `create` makes it, where things are given; the taker attaches to it by its descriptor.
+
+    States: Closed -> Open(lot) -> Closed ....
+    """
+
+    __slots__ = ("_fields", "_index", "_lot", "_page", "_start")
+
+    def __init__(self, page: _Page, index: int) -> None:
+        self._page = page
+        self._fields = page.fields
+        self._index = index
+        self._start = index * _FIELDS
+        self._lot = 0
+
+    @classmethod
+    def create(cls) -> Tally:
+        """A closed one. Raises OSError where there is no shared memory."""
+        page = next((page for page in _made if page.free), None)
+        if page is None:
+            segment = Segment.create(_TALLIES * _TALLY_BYTES)
+            try:
+                segment.commit(0, segment.size_bytes)
+                page = _Page(segment)
+            except BaseException:
+                segment.close()
+                raise
+            _made.add(page)
+            _attached[segment.number] = page
+        tally = cls(page, page.free.pop())
+        for field in _COUNT, _OPEN, _WATCHED:
+            tally._fields[tally._start + field] = 0
+        return tally
+
+    @classmethod
+    def attach(cls, descriptor: bytes) -> Tally:
+        """That of another process, while that one lives. Raises OSError if it does not."""
+        location = descriptor[:LOCATION_BYTES]
+        (index,) = _INDEX.unpack_from(descriptor, LOCATION_BYTES)
+        if index >= _TALLIES:
+            raise OSError(f"there is no tally {index}")
+        page = _attached.get(location_number(location))
+        if page is None:
+            segment = Segment.open(location)
+            page = _attached[segment.number] = _Page(segment)
+        return cls(page, index)
+
+    @property
+    def descriptor(self) -> bytes:
+        """By which the taker attaches to it."""
+        return self._page.segment.location + _INDEX.pack(self._index)
+
+    # The giver's side
+
+    def open(self) -> int:
+        """A new lot, of which nothing was claimed; returns its number."""
+        assert not self._fields[self._start + _OPEN]
+        self._lot += 1
+        self._fields[self._start + _WATCHED] = 0
+        self._fields[self._start + _OPEN] = self._lot
+        return self._lot
+
+    @property
+    def count(self) -> int:
+        """How many things of the open lot were claimed by now."""
+        lot, count = divmod(self._fields[self._start + _COUNT], 1 << _LOT_BITS)
+        return count if lot == self._lot else 0
+
+    def close(self) -> int:
+        """No more claims; returns how many there were."""
+        self._fields[self._start + _OPEN] = 0
+        _fence()
+        return self.count
+
+    def watch(self) -> None:
+        """Have the taker say when it claims any more of this lot. What `count` says after this may be old already."""
+        self._fields[self._start + _WATCHED] = 1
+        _fence()
+
+    def release(self) -> None:
+        """Give it up: its taker is not going to use it."""
+        self._page.free.append(self._index)
+
+    # The taker's side
+
+    def claim(self, lot: int, count: int) -> bool:
+        """Claim the next of a lot, which makes it so many. False if the lot was closed: ask whether it was in time."""
+        fields, start = self._fields, self._start
+        fields[start + _COUNT] = lot << _LOT_BITS | count
+        with _fence_lock:
+            pass
+        return fields[start + _OPEN] == lot
+
+    @property
+    def is_watched(self) -> bool:
+        return self._fields[self._start + _WATCHED] != 0
+
+
+def _fence() -> None:
+    """Let what was written before be seen by all before anything is read after: taking a lock is a full barrier."""
+    with _fence_lock:
+        pass
+
+
+def _forget() -> None:
+    """In a forked child: its parent's tallies are not its own to give away."""
+    _made.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
