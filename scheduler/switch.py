@@ -293,7 +293,7 @@ class Switch:
         return within
 
     async def _run_within(self, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        fiber = cast(FiberTask, running_task(self._loop))
+        fiber: Any = running_task(self._loop)
         context = fiber.context
         try:
             early, fiber.early_cancel = fiber.early_cancel, None

@@ -46,6 +46,29 @@ def test_an_async_function_returns_its_result(link):
     assert run(main, link) == 49
 
 
+def test_a_job_goes_to_an_idle_domain_at_once_and_others_wait_for_the_turn(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as switch:
+            await pool.submit(square, 1, weight=1.0)
+            promises = [pool.submit_fork(switch, square, x, weight=1.0) for x in range(3)]
+            stats = pool.stats()
+            assert (stats.running, stats.queued) == (1, 2)
+            return [await promise for promise in promises]
+
+    assert run(main, link) == [0, 1, 4]
+
+
+def test_many_submissions_in_one_turn_begin_before_it_is_over(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool, Switch() as switch:
+            await pool.submit(square, 1, weight=1.0)
+            promises = [pool.submit_fork(switch, square_async, x, weight=0.001) for x in range(700)]
+            assert pool.stats().running >= 500
+            return [await promise for promise in promises]
+
+    assert run(main, link) == [x * x for x in range(700)]
+
+
 def test_lambdas_closures_partials_and_methods_are_jobs(link):
     offset = 5
 

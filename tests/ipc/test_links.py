@@ -63,6 +63,24 @@ async def close_both(one, first, other, second):
 # Messages
 
 
+def test_what_is_sent_while_a_link_is_held_goes_out_with_the_flush_in_one_frame(run):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        one.hold()
+        one.send("a")
+        one.send("b")
+        await turns(3)
+        assert one.has_unsent
+        one.flush()
+        assert await second.heard(2) == ["a", "b"]
+        assert second.frames[-1] == ["a", "b"]
+        one.send("c")  # not held any more: it goes with the end of the turn
+        assert await second.heard(3) == ["a", "b", "c"]
+        await close_both(one, first, other, second)
+
+    run(main)
+
+
 def test_messages_arrive_in_order(run):  # both ways, over many turns
     async def main(kind):
         one, first, other, second = kind.started_pair()

@@ -1157,6 +1157,69 @@ def test_a_wait_that_is_destroyed_is_withdrawn(run: Run) -> None:  # S32
     run(main)
 
 
+# Fibers in a context of their own
+
+
+def test_a_fiber_within_its_own_context_is_cancelled_alone(run: Run) -> None:  # S20
+    trace: list[object] = []
+
+    async def wait(name: str) -> None:
+        try:
+            await never()
+        except Cancelled as cancelled:
+            trace.append((name, cancelled.reason))
+            raise
+
+    async def main() -> None:
+        async with Switch() as switch:
+            first = switch.fork_within(wait, "first", name="first")
+            switch.fork_within(wait, "second", name="second")
+            await turns()
+            reason = Broken("only this one")
+            first.cancel(reason)
+            await turns()
+            assert trace == [("first", reason)]
+            assert switch.error is None
+            switch.cancel()
+        assert trace == [("first", reason), ("second", None)]
+
+    run(main)
+
+
+def test_a_fiber_within_its_own_context_begins_even_if_it_was_cancelled_before(run: Run) -> None:  # S21
+    trace: list[str] = []
+
+    async def work() -> None:
+        trace.append("begun")
+        fiber.check()
+        trace.append("went on")
+
+    async def main() -> None:
+        async with Switch() as switch:
+            switch.fork_within(work, name="work").cancel(None)
+        async with Switch() as switch:
+            switch.cancel()
+            switch.fork_within(work, name="work")
+
+    run(main)
+    assert trace == ["begun", "begun"]
+
+
+def test_a_failure_within_its_own_context_fails_the_switch_and_nothing_of_it_stays(run: Run) -> None:  # S16
+    async def main() -> None:
+        failure = Broken("x")
+        switch = Switch()
+        with pytest.raises(Broken) as caught:
+            async with switch:
+                switch.fork_within(turns, name="ends")
+                switch.fork_within(fail, failure, name="fails")
+                await never()
+        assert caught.value is failure
+        assert not switch._context.children
+
+    run(main)
+
+
 # Work without a fiber
 
 
