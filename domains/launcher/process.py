@@ -197,8 +197,9 @@ def _reset_process(launcher: Launcher, birth: Birth, crash: int) -> None:
     import faulthandler  # a domain's, not the launcher's
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number in signal.valid_signals() - _IGNORED_BY_PYTHON:
-        if signal.getsignal(number) is signal.SIG_IGN:  # by us, or by the parent: that is inherited
+    for number in range(1, signal.NSIG):
+        # By us, or by the parent: that is inherited.
+        if signal.getsignal(number) is signal.SIG_IGN and number not in _IGNORED_BY_PYTHON:
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     launcher.disown()
