@@ -8,6 +8,7 @@ waiting still does. SIGTERM does the same with SystemExit(143).
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import os
 import signal
@@ -38,6 +39,28 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)
 
 
+_COLLECT_AFTER = (10_000, 10, 10)
+"""When garbage is collected while a program runs. By CPython's own, smaller numbers the young objects of thousands of
+fibers are walked again and again: that took half of the time of fibers that each wait for a small job."""
+
+_COLLECT_BY_DEFAULT = {(700, 10, 10), (2000, 10, 10), (2000, 10, 0)}
+
+
+@contextmanager
+def _collecting_less_often() -> Iterator[None]:
+    """Unless the program has said itself how often garbage is to be collected."""
+    before = gc.get_threshold()
+    if before not in _COLLECT_BY_DEFAULT:
+        yield
+        return
+    gc.set_threshold(*_COLLECT_AFTER)
+    try:
+        yield
+    finally:
+        if gc.get_threshold() == _COLLECT_AFTER:
+            gc.set_threshold(*before)
+
+
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """uvloop's loop where it is installed, else asyncio's own."""
     return event_loop_factory()()
@@ -66,7 +89,7 @@ def run(
         asyncio.set_event_loop(loop)
         task = _root_task(loop, root, main)
         in_main_thread = threading.current_thread() is threading.main_thread()
-        with _signals(interruption, handle_signals and in_main_thread, dump_on_signal):
+        with _collecting_less_often(), _signals(interruption, handle_signals and in_main_thread, dump_on_signal):
             try:
                 result = loop.run_until_complete(task)
             except BaseException as error:

@@ -36,10 +36,6 @@ from domains.launcher.lifeline import Lifeline, inherit
 PARTING_SECONDS = 0.3
 """How long domains may unwind by themselves after their parent has gone, before they are killed."""
 
-_COLLECT_AFTER = (10_000, 5, 5)
-"""When a domain's garbage is collected. With thousands of jobs under way CPython's own, smaller numbers have the young
-objects of all of them walked again and again, for a third of a small asynchronous job's time."""
-
 _LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 _IGNORED_BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
 _CRASH_BYTES = 1 << 16
@@ -172,7 +168,6 @@ def main(
         signal.signal(number, signal.SIG_IGN)
     set_parent_death_signal = _find_parent_death_signal()
     gc.freeze()  # what is here now never becomes garbage: collecting would only unshare its pages
-    gc.set_threshold(*_COLLECT_AFTER)
     gc.enable()
     if upwards is not None:
         os.set_inheritable(upwards, False)

@@ -225,9 +225,7 @@ class SharedStream(Stream[T]):
         if taker is not None:
             if self._lent_to is taker:
                 self._take_back()
-            if not isinstance(
-                error, DomainDied | ConnectionLost
-            ):  # else it may live, out of reach
+            if not isinstance(error, DomainDied | ConnectionLost):  # else it may live, out of reach
                 taker.tally.release()
         if places := self._export.held.get(sender, 0):
             self.returned(sender, places)
