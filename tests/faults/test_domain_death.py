@@ -6,7 +6,9 @@ import os
 import select
 import signal
 import threading
+import time
 
+import psutil
 import pytest
 
 import domains
@@ -136,20 +138,32 @@ def test_a_death_fails_the_run(link, death):
     check_told(domains.run(main, link=link), death, death[0].__name__)
 
 
+def _read_nothing_until_death_of(pid):
+    while psutil.pid_exists(pid):
+        time.sleep(0.01)
+
+
 def test_what_a_domain_said_before_it_died_is_heard(link):
     """A result that was sent counts, though its domain was dead before it was read."""
 
-    async def answer_then_die(resolver):
-        resolver.resolve("said")
+    async def answer(resolver):
+        resolver.resolve(os.getpid())
         await fiber.yield_now()
         return "returned"
+
+    async def die():
+        await asyncio.sleep(0.05)  # no event tells that ZeroMQ's thread has written what it was given
+        os._exit(3)
 
     async def main(env):
         promise, resolver = domains.Promise.create()
         async with env.domain_mgr.spawn() as domain, Switch() as sw:
-            returned = sw.fork_promise(domain.call, answer_then_die, resolver)
-            assert await promise == "said"
-            died = sw.fork_promise(domain.call, _exit)
+            returned = sw.fork_promise(domain.call, answer, resolver)
+            pid = await promise
+            died = sw.fork_promise(domain.call, die)
+            for _ in range(10):  # until it is sent
+                await fiber.yield_now()
+            _read_nothing_until_death_of(pid)
             with pytest.raises(DomainDied):
                 await died
             assert await returned == "returned"
