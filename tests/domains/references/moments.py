@@ -5,6 +5,7 @@ Works inside the process that it is called in, by patching what sends and handle
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
@@ -18,6 +19,7 @@ Action = Callable[[], None]
 
 
 _registry: list[References] = []
+_patched: list[Callable[[], None]] = []
 
 
 def registry() -> References:
@@ -26,6 +28,12 @@ def registry() -> References:
         _registry[:] = [one for one in gc.get_objects() if type(one) is References and not one._loop.is_closed()]
     assert len(_registry) == 1
     return _registry[0]
+
+
+def forget() -> None:
+    """Stop noticing anything."""
+    while _patched:
+        _patched.pop()()
 
 
 def die() -> None:
@@ -66,6 +74,7 @@ def when(side: str, kind: str, skip: int, numbers: list[int], peer: int, action:
                 action()
 
         references.send = sending  # type: ignore[method-assign]
+        _patched.append(lambda: setattr(references, "send", send))
         return
 
     def wrap(handler: Any) -> Any:
@@ -80,4 +89,6 @@ def when(side: str, kind: str, skip: int, numbers: list[int], peer: int, action:
         return handling
 
     for conversation in {*references._routes.values()}:
-        conversation._handlers[message_type] = wrap(conversation._handlers[message_type])
+        handlers = conversation._handlers
+        _patched.append(functools.partial(handlers.__setitem__, message_type, handlers[message_type]))
+        handlers[message_type] = wrap(handlers[message_type])
