@@ -19,14 +19,15 @@ import sys
 import time
 
 import domains
-from domains import DomainDied, DomainUnavailable, ExecutorPool, Promise, Switch, move_on_after
+from domains import DomainDied, DomainUnavailable, ExecutorPool, Mutex, Promise, Semaphore, Switch, move_on_after
 
 # A promise whose domain died before anybody looked at it is what this is about.
 logging.getLogger("domains").addFilter(lambda record: "nobody has looked at it" not in record.getMessage())
 
 LINK, SEED, SECONDS = sys.argv[1], sys.argv[2], float(sys.argv[3])
-KILL_EVERY_SECONDS = 0.45
+KILL_EVERY_SECONDS = 0.4
 """Of the time since the program began: so the rounds come to one in 0.5 s, with their starts and ends."""
+MOST_LATE_SECONDS = 2.0
 WORKERS = 12
 
 faulthandler.register(signal.SIGWINCH)  # on which domains write their stacks as well
@@ -81,6 +82,23 @@ async def resolve_it(resolver, value):
 
 async def await_it(promise):
     return await promise
+
+
+async def lock_it(mutex, value):
+    async with mutex.ro():
+        await asyncio.sleep(0.001)
+    return value
+
+
+async def acquire_it(semaphore, value):
+    async with semaphore:
+        await asyncio.sleep(0.001)
+    return value
+
+
+async def run_below(domain_mgr, x):
+    async with domain_mgr.spawn() as domain:
+        return await domain.call(square_later, x, 0.01)
 
 
 def pid():
@@ -195,6 +213,40 @@ async def spawned(env, pool):
         check([await y for y in squares], [x * x for x in range(5)])
 
 
+async def below(env, pool):
+    async with env.domain_mgr.spawn() as domain, Switch() as sw:
+        squared = sw.fork_promise(domain.call, run_below, env.domain_mgr, 8)
+        if rng.random() < 0.5:
+            await asyncio.sleep(rng.random() / 2)
+            if domain.pid is not None:
+                kill(domain.pid, signal.SIGKILL)
+        check(await squared, 64)
+
+
+async def each_survives(outcomes, expected):
+    for outcome in outcomes:
+        try:
+            check(await outcome, expected)
+        except DomainDied:
+            counts["died"] += 1
+
+
+async def locked(env, pool):
+    mutex = Mutex()
+    async with Switch() as sw:
+        await each_survives([sw.fork_promise(pool.submit_it, lock_it, mutex, 3) for _ in range(6)], 3)
+    async with mutex.rw():
+        pass
+
+
+async def acquired(env, pool):
+    semaphore = Semaphore(2)
+    async with Switch() as sw:
+        await each_survives([sw.fork_promise(pool.submit_it, acquire_it, semaphore, 4) for _ in range(6)], 4)
+    await semaphore.acquire()
+    await semaphore.acquire()
+
+
 async def own_pool(env, pool):
     async with ExecutorPool(env.domain_mgr, domain_count=1) as own:
         check(await own.submit(square, 3, weight=1.0), 9)
@@ -216,6 +268,9 @@ OPERATIONS = {
     run_alone: 2,
     spawned: 2,
     own_pool: 1,
+    below: 1,
+    locked: 4,
+    acquired: 4,
 }
 
 
@@ -257,19 +312,28 @@ def kill(process, number):
 
 
 async def killer(env, pool):
-    """Kills as many as are due, however late it is, so that the average is reached."""
+    """Kills as many as are due, however late it is, so that the average is reached.
+
+    No more than two in a row that have not begun to serve: a pool gives up after three, and other tests see to that.
+    """
     due = began
+    bad_starts = 0
     async with Switch() as sw:
         while True:
             await asyncio.sleep(max(0.01, due - time.monotonic()))
+            serving = [handle.pid for handle in env.domain_mgr._open if handle.was_ready]
             processes = [domain.pid for domain in pool.stats().domains if domain.pid is not None]
+            if bad_starts >= 2:
+                processes = [process for process in processes if process in serving]
             if not processes:
                 continue
-            due += rng.expovariate(1 / KILL_EVERY_SECONDS)
-            if rng.random() < 0.05:
+            due = max(due + rng.expovariate(1 / KILL_EVERY_SECONDS), time.monotonic() - MOST_LATE_SECONDS)
+            if rng.random() < 0.05 and not bad_starts:
+                bad_starts += 1
                 kill(env.domain_mgr._provider._connection.process.pid, signal.SIGKILL)
                 continue
             process = rng.choice(processes)
+            bad_starts = 0 if process in serving else bad_starts + 1
             number = rng.choice([signal.SIGKILL] * 6 + [signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT, signal.SIGSTOP])
             kill(process, number)
             if number == signal.SIGSTOP:
