@@ -265,7 +265,7 @@ class JobRunner:
             context = self._base.copy()
             if message.variables:
                 unpack_variables(message.variables, self._pickling, context)
-        except Exception as error:
+        except BaseException as error:
             self._answer_raised(message.job, error, 0.0, "a job that could not be opened")
             return
         self._running[message.job] = None
@@ -358,7 +358,7 @@ class JobRunner:
             return
         try:
             payload = self._pickling.dumps(value, f"the result of job {name!r}")
-        except Exception as error:  # NotPicklable, or no memory for it
+        except BaseException as error:  # NotPicklable, no memory for it, or whatever a user's code raises
             self._answer_raised(message.job, error, seconds, f"job {name!r}")
             return
         answer = JobReturned(message.job, payload.data, seconds, len(payload.buffers))

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from domains.domain import FINISHING_SECONDS, DomainHandle, DomainState
 from domains.errors import Closed, DomainsError, DomainUnavailable
-from domains.ipc.interrupts import NOBODY
 from domains.job import Job
 from domains.pool.options import PoolOptions
 from domains.pool.restarts import Restarts
@@ -77,9 +76,11 @@ class Member:
     @property
     def keeps_jobs_waiting(self) -> bool:
         """Whether it has jobs that another might start sooner."""
-        if self.state is MemberState.RETIRED and self.handle.interrupts.busy_with[0] == NOBODY:
-            return False  # they are about to begin, and elsewhere might be the next that are one too many
-        return self.jobs > 1
+        if self.state is not MemberState.RETIRED:
+            return self.jobs > 1
+        # What is about to begin stays: elsewhere it might be the next that is one too many.
+        running = self.handle.jobs.get(self.handle.interrupts.busy_with[0])
+        return running is not None and not running.function.is_async
 
     @property
     def serves(self) -> bool:
@@ -324,6 +325,9 @@ class Members:
     async def close(self, seconds: float) -> None:
         """End all domains, and kill those that take longer than so many seconds. Waits to the end, whatever comes."""
         self._stop_starting()
+        for member in self:
+            if member.state is MemberState.STARTING:
+                member.handle.cancel_jobs(Closed("the executor pool is closed"))  # its initializer: nobody needs it
         with protect():
             async with Switch(name="closing a pool") as switch:
                 for handle in list(self._by_handle):

@@ -369,3 +369,31 @@ def test_windows_is_refused_with_a_reason():
     code = "import sys; sys.platform = 'win32'; import domains"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "POSIX" in done.stderr
+
+
+class _RaisesAsItIsPickled:
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __reduce__(self):
+        raise self.kind
+
+
+class _RaisesAsItIsOpened:
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __setstate__(self, state):
+        raise state["kind"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
+def test_whatever_is_raised_as_data_is_pickled_or_opened_fails_its_job_only(link, kind):  # S66 S69
+    async def main(pool):
+        pid = await pool.submit(os.getpid, weight=1.0)
+        for call in ((_RaisesAsItIsPickled, kind), (repr, _RaisesAsItIsOpened(kind))):
+            with pytest.raises((NotPicklable, kind)):
+                await pool.submit(*call, weight=1.0)
+        assert await pool.submit(os.getpid, weight=1.0) == pid
+
+    in_pool(main, link)

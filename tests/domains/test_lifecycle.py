@@ -370,3 +370,34 @@ def test_nested_jobs_finish_while_domains_are_recycled(link, max_jobs):
 
 async def _descend(pool, depth):
     return depth and 1 + await pool.submit(_descend, pool, depth - 1, weight=1.0)
+
+
+def _wait_for_ever(begin, ended):
+    try:
+        begin.touch()
+        time.sleep(3600)
+    except BaseException as error:
+        ended.write_text(type(error).__name__)
+        raise
+
+
+async def _wait_for_ever_async(begin, ended):
+    try:
+        begin.touch()
+        await asyncio.sleep(3600)
+    except BaseException as error:
+        ended.write_text(type(error).__name__)
+        raise
+
+
+@pytest.mark.parametrize("initializer", [_wait_for_ever, _wait_for_ever_async])
+def test_a_pool_that_closes_cancels_initializers(link, initializer, tmp_path):
+    begin, ended = tmp_path / "begin", tmp_path / "ended"
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, initializer=initializer, initargs=(begin, ended)):
+            while not begin.exists():
+                await asyncio.sleep(0.001)
+
+    run(main, link)
+    assert ended.read_text() in ("Cancelled", "CancelledError")
