@@ -7,9 +7,10 @@ exception that cannot be pickled, or whose constructor refuses its own arguments
 
 # Annotations are not postponed: see `domains.protocol`.
 
+import os
+import sys
 import traceback
 from collections.abc import Sequence
-from types import TracebackType
 
 import msgspec
 
@@ -48,7 +49,6 @@ class _PackedFailure(msgspec.Struct, array_like=True):
 
 
 _MOST_LINKS = 16
-_OURS = "domains."
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_PackedFailure)
 
@@ -137,18 +137,29 @@ def _attach(error: BaseException, text: str) -> None:
 
 def _format(error: BaseException) -> str:
     try:
-        shown = traceback.TracebackException(type(error), error, _users_part(error.__traceback__))
+        shown = traceback.TracebackException.from_exception(error)
+        _leave_out_callers(shown, set())
         return "".join(shown.format())
     except Exception as broken:  # a user's __str__ may raise
         return f"{type(error).__qualname__} (its traceback could not be formatted: {broken!r})"
 
 
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback from where our own frames, which only call the user's, have ended."""
-    users = trace
-    while users is not None and str(users.tb_frame.f_globals.get("__name__")).startswith(_OURS):
-        users = users.tb_next
-    return users or trace
+def _leave_out_callers(shown: traceback.TracebackException | None, seen: set[int]) -> None:
+    """Of each traceback, show the frames from where ours, which only call the user's, have ended."""
+    if shown is None or id(shown) in seen:
+        return
+    seen.add(id(shown))
+    frames, ours = shown.stack, _our_folders()
+    users = next((n for n, frame in enumerate(frames) if not frame.filename.startswith(ours)), 0)
+    del frames[:users]
+    for other in (shown.__cause__, shown.__context__, *(shown.exceptions or ())):
+        _leave_out_callers(other, seen)
+
+
+def _our_folders() -> tuple[str, ...]:
+    """The rooms need not lie in one folder."""
+    rooms = (sys.modules[name] for name in ("domains", "domains.ipc", "domains.scheduler"))
+    return tuple(os.path.join(os.path.dirname(str(room.__file__)), "") for room in rooms)
 
 
 def _message(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,8 +47,19 @@ class Function(NamedTuple):
 def name_of(f: object) -> str:
     """What to call a function in messages."""
     inner = getattr(f, "func", f)  # a functools.partial is known by what it calls
+    if inner is not f and _only_calls(inner):
+        return name_of_call(inner, getattr(f, "args", ()))
     name = getattr(inner, "__qualname__", None)
     return name if isinstance(name, str) else type(inner).__qualname__
+
+
+def name_of_call(f: object, arguments: Sequence[Any]) -> str:
+    """The same for a call: what only calls its first argument is known by that."""
+    return name_of(arguments[0] if arguments and _only_calls(f) else f)
+
+
+def _only_calls(f: object) -> bool:
+    return "RUNS_USER_CODE" in getattr(f, "__globals__", ())
 
 
 class FunctionCatalogue:

@@ -25,7 +25,7 @@ from domains.conversation import Buffers, Conversation
 from domains.errors import Cancelled, ConnectionLost
 from domains.failures import pack_failure, unpack_failure
 from domains.forked import exit_as_a_script
-from domains.functions import ReceivedFunctions, name_of
+from domains.functions import ReceivedFunctions, name_of, name_of_call
 from domains.identity import current
 from domains.interruption import Interruptions
 from domains.ipc.claims import ReceivedClaims
@@ -285,12 +285,12 @@ class JobRunner:
             seconds = time.perf_counter() - started
             known.add_run(seconds)
             self._end(message)
-            self._answer_raised(message.job, error, seconds, f"job {known.name!r}")
+            self._answer_raised(message.job, error, seconds, f"job {name_of_call(known.call, arguments)!r}")
             return
         seconds = time.perf_counter() - started
         known.add_run(seconds)
         if value is not None and inspect.isawaitable(value):
-            self._fork(message, known, lambda: value, (), context)
+            self._fork(message, known, lambda *_: value, arguments, context)
             return
         self._end(message)
         self._answer_returned(message, value, seconds, known.name)
@@ -323,7 +323,8 @@ class JobRunner:
             self._end(message)
             if isinstance(error, asyncio.CancelledError) and self._switch.is_cancelled:
                 return  # nobody cancelled the job: it is its domain that ends, and the parent tells of that
-            self._answer_raised(message.job, error, time.perf_counter() - started, f"job {known.name!r}")
+            what = f"job {name_of_call(known.call, arguments)!r}"
+            self._answer_raised(message.job, error, time.perf_counter() - started, what)
         else:
             self._end(message)
             self._answer_returned(message, value, time.perf_counter() - started, known.name)

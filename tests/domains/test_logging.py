@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 
 import pytest
 
@@ -187,6 +188,42 @@ def test_a_traceback_shows_the_users_remote_frames_and_none_of_ours(f):
     assert "in inner" in note
     assert "job_runner" not in note
     assert "in inner" in shown
+
+
+async def fail_twice(n):
+    async with Switch() as sw:
+        sw.fork(outer_async, n)
+        sw.fork(outer_async, n)
+
+
+def test_each_traceback_of_a_group_shows_the_users_remote_frames_only():
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pytest.raises(ExceptionGroup) as caught:
+                await pool.submit(fail_twice, 3, weight=1.0)
+            return caught.value.__notes__[0]
+
+    note = run(main)
+    assert note.count("in outer_async") == note.count("in inner") == 2
+    assert "in _run" not in note
+    assert "in fail_twice" in note
+
+
+@pytest.mark.parametrize("f", [outer, outer_async])
+def test_a_traceback_names_the_function_that_a_map_was_given(f):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pytest.raises(ValueError) as caught:
+                await pool.map(f, [3], weight=1.0)
+            face = pool.as_executor()
+            failed = await asyncio.gather(
+                *(asyncio.wrap_future(future) for future in (face.submit(f, n=3), face.submit(partial(f, 3)))),
+                return_exceptions=True,
+            )
+            return [error.__notes__[0] for error in (caught.value, *failed)]
+
+    for note in run(main):
+        assert f"Traceback of job {f.__name__!r}" in note
 
 
 def test_progress_is_told_while_jobs_end():
