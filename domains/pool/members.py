@@ -325,9 +325,6 @@ class Members:
     async def close(self, seconds: float) -> None:
         """End all domains, and kill those that take longer than so many seconds. Waits to the end, whatever comes."""
         self._stop_starting()
-        for member in self:
-            if member.state is MemberState.STARTING:
-                member.handle.cancel_jobs(Closed("the executor pool is closed"))  # its initializer: nobody needs it
         with protect():
             async with Switch(name="closing a pool") as switch:
                 for handle in list(self._by_handle):

@@ -391,13 +391,32 @@ async def _wait_for_ever_async(begin, ended):
 
 
 @pytest.mark.parametrize("initializer", [_wait_for_ever, _wait_for_ever_async])
-def test_a_pool_that_closes_cancels_initializers(link, initializer, tmp_path):
+def test_a_pool_that_is_abandoned_cancels_initializers(link, initializer, tmp_path):
     begin, ended = tmp_path / "begin", tmp_path / "ended"
 
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1, initializer=initializer, initargs=(begin, ended)):
             while not begin.exists():
                 await asyncio.sleep(0.001)
+            raise LookupError
 
-    run(main, link)
+    with pytest.raises(LookupError):
+        run(main, link)
     assert ended.read_text() in ("Cancelled", "CancelledError")
+
+
+def test_a_pool_that_closes_lets_initializers_end(tmp_path):
+    begin, ended = tmp_path / "begin", tmp_path / "ended"
+
+    def initializer():
+        begin.touch()
+        time.sleep(0.05)
+        ended.touch()
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, initializer=initializer):
+            while not begin.exists():
+                await asyncio.sleep(0.001)
+
+    run(main)
+    assert ended.exists()
