@@ -274,7 +274,7 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         return PoolFace(self, weight)
 
     def stats(self) -> PoolStats:
-        """What the pool is doing at this moment."""
+        """What the pool is doing at this moment. Raises Closed after its end, RuntimeError in other domains."""
         return self._open().stats()
 
     def watch(self, callback: Callable[[PoolProgress], object], *, interval: float = 0.1) -> ProgressWatch:

@@ -242,3 +242,20 @@ def test_a_lent_weight_is_accounted_for():
             return stats.running, stats.queued, stats.weight, [domain.weight for domain in stats.domains]
 
     assert run(main) == (0, 0, 0.0, [0.0, 0.0])
+
+
+def test_what_only_the_home_of_a_pool_can_do_says_so(link):
+    async def try_all(pool):
+        for attempt in (pool.stats, lambda: pool.watch(print)):
+            with pytest.raises(RuntimeError, match=r"home|entered"):
+                attempt()
+        for attempt in (pool.ready, pool.drain, pool.close):
+            with pytest.raises(RuntimeError, match="entered"):
+                await attempt()
+        return await pool.submit(abs, -1, weight=0.1)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            return await pool.submit(try_all, pool, weight=0.1)
+
+    assert domains.run(main, link=link) == 1
