@@ -11,6 +11,7 @@ import concurrent.futures.thread  # noqa: F401  # uvloop needs it, and at the in
 import contextlib
 import itertools
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -66,6 +67,10 @@ class _PoolThread:
         """Let what was submitted end, then the pool. For any thread, and for the garbage collector."""
         self._inbox.do(self._close)
 
+    def cancel_all(self) -> None:
+        """Cancel what was submitted so far, where it runs too. For any thread."""
+        self._inbox.cancel_all()
+
     def join(self) -> None:
         self._thread.join()
 
@@ -112,7 +117,7 @@ class PoolExecutor(ExecutorFace):
     first `submit`. Every job has this `weight`, the share of a core that it is expected to use: of those with less
     than 1.0, several run at a time in a domain if they are `async`. As a context manager it waits for what was
     submitted; if the block is left by KeyboardInterrupt, or any other BaseException that is no Exception, it cancels
-    that first.
+    that first, and so does a program that KeyboardInterrupt ends.
 
     Domains are forked from a process that knows nothing of this one, so an `mp_context` that forks is refused with
     ValueError, and any other makes no difference. Raises ValueError and TypeError for arguments that make no sense.
@@ -206,10 +211,16 @@ def _checked_workers(max_workers: object) -> int:
 
 
 def _let_all_end() -> None:
-    """When the main thread has ended: let everything that was submitted end, as `concurrent.futures` does."""
+    """When the main thread has ended: let everything that was submitted end, as `concurrent.futures` does.
+
+    Ctrl-C cancels it first: the jobs are not among those whom a terminal tells of that.
+    """
     global _interpreter_exits
     _interpreter_exits = True
+    was_interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt) and not hasattr(sys, "ps1")
     for thread in list(_running):
+        if was_interrupted:
+            thread.cancel_all()
         thread.close()
     for thread in list(_running):
         thread.join()

@@ -595,13 +595,16 @@ def test_a_program_that_forgets_to_shut_down_ends_when_its_jobs_have() -> None:
     assert (done.stdout.split(), done.stderr, done.returncode) == (["one", "two"], "", 0)
 
 
-def test_ctrl_c_ends_a_program_that_waits_for_a_job(tmp_path: Path, gate: Path) -> None:
+@pytest.mark.parametrize(
+    "block", ["with domains.PoolExecutor(1) as executor:", "if executor := domains.PoolExecutor(1):"]
+)
+def test_ctrl_c_ends_a_program_that_waits_for_a_job(block: str, tmp_path: Path, gate: Path) -> None:
     source = (
         "import domains, time\n"
         "def work():\n"
         f"    open({str(gate)!r}).read()\n"
         "    while True: time.sleep(0.01)\n"
-        "with domains.PoolExecutor(1) as executor:\n"
+        f"{block}\n"
         "    executor.submit(work).result()\n"
     )
     program = subprocess.Popen([sys.executable, "-c", source], stderr=subprocess.PIPE, text=True)
