@@ -118,6 +118,30 @@ def test_a_large_array_is_copied_once_for_all_batches(order: str, monkeypatch: p
             assert array.flags.writeable
 
 
+def put(array: Any, number: int) -> str:
+    array[number] = number
+    return type(array).__name__
+
+
+def test_a_mapped_file_is_written_by_the_domains(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    for shape, count in (((10,), 10), ((100_000, 10), 50)):
+        out = numpy.memmap(tmp_path / "out", float, "w+", shape=shape)
+        with joblib.parallel_config("domains", n_jobs=2):
+            kinds = joblib.Parallel()(joblib.delayed(put)(out, n) for n in range(count))
+        assert set(kinds) == {"memmap"}
+        assert [float(numpy.max(out[n])) for n in range(count)] == list(range(count))
+
+
+def test_a_mapped_file_that_was_changed_in_memory_only_travels_as_it_is_there(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    numpy.zeros(10).tofile(tmp_path / "file")
+    private = numpy.memmap(tmp_path / "file", float, "c")
+    private[:] = 7
+    with joblib.parallel_config("domains", n_jobs=2):
+        assert parallel(numpy.sum, [private] * 3) == [70] * 3
+
+
 def test_an_array_that_is_no_plain_memory_travels_all_the_same() -> None:
     numpy = pytest.importorskip("numpy")
     array = numpy.ones((2000, 1000))[::2, ::2]
