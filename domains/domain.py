@@ -14,7 +14,7 @@ from typing import Any
 from domains.conversation import Buffers, Conversation
 from domains.errors import Cancelled, Closed, ConnectionLost, DomainDied, DomainsError, DomainUnavailable
 from domains.failures import pack_failure
-from domains.functions import Function, SentFunctions
+from domains.functions import SentFunctions
 from domains.identity import current
 from domains.interruption import GRACE_SECONDS, INTERRUPT_SIGNAL
 from domains.ipc.claims import OfferedClaims
@@ -147,19 +147,22 @@ class DomainHandle:
         assert self._when_lent is None
         self._when_lent = callback
 
-    def start(self, jobs: Sequence[Job[Any]]) -> None:
-        """Send jobs, having offered the tickets of those with a weight. Raises Closed or DomainDied."""
-        if self.state is DomainState.ENDED:
-            raise self.error()
-        if self.state is DomainState.FINISHING:
+    def start(self, jobs: Sequence[Job[Any]], *, at_once: bool = False) -> None:
+        """Send jobs, having offered the tickets of those with a weight. Raises Closed or DomainDied.
+
+        Or without an offer, so that they start `at_once`: for a domain that has no others.
+        """
+        if self.state is not _OPEN:
+            if self.state is DomainState.ENDED:
+                raise self.error()
             raise Closed(f"domain {self.name!r} is closed: it was asked to finish")
         messages = []
         tickets = []
         for job in jobs:
-            message = job.message()
+            message = job.message(job.weight > 0 and not at_once)
             messages.append(message)
             self.jobs[message.job] = job
-            if message.weight:
+            if message.offered:
                 tickets.append(message.job)
         if not self.link.is_open:
             return  # it is as good as dead; how it ended, and with that what to tell the jobs, will be known soon
@@ -167,17 +170,15 @@ class DomainHandle:
         if tickets:
             self.claims.offer(tickets)
         function = None
+        send = self._send
         for job, message in zip(jobs, messages, strict=True):
             if job.function is not function:
                 function = job.function
-                self._define(function)
-            self._send(message, job.buffers)
-
-    def _define(self, function: Function) -> None:
-        if self._functions.is_new(function):
-            self._send(DefineFunction(function.number, function.code))
-            if surplus := self._functions.forget_surplus():
-                self._send(ForgetFunctions(surplus))
+                if self._functions.is_new(function):
+                    send(DefineFunction(function.number, function.code))
+                    if surplus := self._functions.forget_surplus():
+                        send(ForgetFunctions(surplus))
+            send(message, job.buffers)
 
     def cancel(self, job: Job[Any], reason: BaseException) -> None:
         """Ask for the end of a job that was sent here; its answer still comes."""

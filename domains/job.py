@@ -120,12 +120,14 @@ class Job(Generic[T]):
         self.state = _QUEUED
         self.promise: Promise[T] = Promise(function.name)
 
-    def message(self) -> StartJob:
-        """What to send to start it; from now on it is sent, under a new ticket."""
+    def message(self, offered: bool) -> StartJob:
+        """What to send to start it; from now on it is sent, under a new ticket, which may have to be claimed there."""
         assert self.state is _QUEUED
         self.state = _SENT
         self.ticket = next(_tickets)
-        return StartJob(self.ticket, self.function.number, self.data, self.weight, self.variables, len(self.buffers))
+        return StartJob(
+            self.ticket, self.function.number, self.data, self.weight, self.variables, len(self.buffers), offered
+        )
 
     def handed_back(self) -> None:
         """Its domain has not started it, or has died and it may be tried again."""

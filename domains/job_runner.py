@@ -135,7 +135,7 @@ class JobRunner:
             self._known.pop(number, None)
 
     def _receive(self, message: StartJob, buffers: Buffers) -> None:
-        if message.weight:
+        if message.offered:
             self._received[message.job] = message, buffers
         else:
             self._at_once.append((message, buffers))

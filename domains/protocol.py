@@ -35,7 +35,8 @@ class ForgetFunctions(Struct, tag=2, array_like=True):
 class StartJob(Struct, tag=3, array_like=True, gc=False):
     """Run a function. `data` is the pickled tuple of its arguments, or nothing where there are none.
 
-    A job with a `weight` above 0 starts only once the receiver has claimed it (`domains.ipc.claims`).
+    A job that was `offered` starts only once the receiver has claimed it (`domains.ipc.claims`), any other when it
+    arrives: those without a weight, and one for a domain that has nothing else to do.
     `variables` is the pickle of the submitter's context variables, or nothing.
     """
 
@@ -45,6 +46,7 @@ class StartJob(Struct, tag=3, array_like=True, gc=False):
     weight: int
     variables: bytes
     buffers: int
+    offered: bool
 
 
 class CancelJob(Struct, tag=4, array_like=True):
@@ -423,6 +425,4 @@ class ProtocolCodec:
 
     def __init__(self) -> None:
         self.encode = msgspec.msgpack.Encoder().encode
-
-    def decode(self, envelope: bytes | memoryview) -> list[Any]:
-        return _decoder.decode(envelope)
+        self.decode = _decoder.decode

@@ -176,8 +176,12 @@ class Promise(Generic[T]):
         except IndexError:
             return False
         self._result = result
-        if self._first is not None or self._waiters is not None:
+        if self._waiters is not None:
             self._wake()
+        else:
+            first, self._first = self._first, None
+            if first is not None:
+                first.resume(None)
         return True
 
     def __reduce__(self) -> NoReturn:

@@ -97,14 +97,18 @@ class Dispatcher:
         if len(self._queue):
             return False
         member, _ = self._idle.popitem()
-        if not member.serves or member.jobs or member.handle.link.is_congested:
+        handle = member.handle
+        if handle.jobs or not member.serves or handle.link.is_congested:
             return False
         self._sent_priority = min(self._sent_priority, job.priority)  # nothing was taken back for this one
         member.load += job.weight
-        job.holder = member.handle
+        job.holder = handle
         member.sent += 1
-        member.batch.append(job)
-        self._send(member)
+        handle.link.hold()
+        try:
+            handle.start((job,), at_once=True)
+        finally:
+            handle.link.flush()
         if member.sent == self._max_jobs:
             self._members.retire(member)
         return True

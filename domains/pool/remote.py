@@ -45,7 +45,7 @@ class RemoteDispatcher:
                 "a job submits to a pool from its domain's own event loop only: make the submitting job `async`"
             )
         self._references.calls.settle(self._home)
-        message = job.message()
+        message = job.message(False)
         loan = current_loan()
         self._pending[message.job] = job, loan
         if loan is not None:
