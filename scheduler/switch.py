@@ -43,7 +43,7 @@ class _State(enum.Enum):
     FINISHED = "finished"
 
 
-_OPEN = _State.OPEN  # to look up an enum's member takes long
+_NEW, _OPEN = _State.NEW, _State.OPEN  # to look up an enum's member takes long
 
 
 class Hook:
@@ -611,7 +611,7 @@ class Switch:
     @property
     def is_cancelled(self) -> bool:
         """Whether `check` would raise Cancelled, from wherever it is asked."""
-        return self._context.cancellation is not None
+        return self._state is not _NEW and self._context.cancellation is not None
 
     @property
     def error(self) -> BaseException | None:

@@ -1157,6 +1157,18 @@ def test_a_wait_that_is_destroyed_is_withdrawn(run: Run) -> None:  # S32
     run(main)
 
 
+def test_a_switch_tells_whether_it_was_cancelled(run: Run) -> None:  # S16
+    async def main() -> None:
+        switch = Switch()
+        assert not switch.is_cancelled
+        async with switch:
+            assert not switch.is_cancelled
+            switch.cancel()
+            assert switch.is_cancelled
+
+    run(main)
+
+
 # Fibers in a context of their own
 
 
