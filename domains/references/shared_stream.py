@@ -50,6 +50,7 @@ class SharedStream(Stream[T]):
     _unanswered: list[Adder]
     _takers_elsewhere: dict[int, Taker]
     _lent_to: Taker | None
+    _served_last: int | None
 
     @staticmethod
     def share(stream: Stream[T], references: References, export: Export) -> None:
@@ -63,13 +64,14 @@ class SharedStream(Stream[T]):
         stream._unanswered = []
         stream._takers_elsewhere = {}
         stream._lent_to = None
+        stream._served_last = None
 
     def unshare(self) -> None:
         """Make it a plain one again: nobody else knows it any more."""
         assert not self._promised
         assert not self._takers_elsewhere
         del self._references, self._export, self._promised, self._recalled, self._unanswered
-        del self._takers_elsewhere, self._lent_to
+        del self._takers_elsewhere, self._lent_to, self._served_last
         self.__class__ = Stream  # type: ignore[assignment]
 
     @property
@@ -158,6 +160,10 @@ class SharedStream(Stream[T]):
             self._promised += count
         return max(count, 0)
 
+    def served(self, sender: int) -> None:
+        """A domain that waited has an item, and may be lent those that come with it."""
+        self._served_last = sender
+
     def lend(self, sender: int) -> None:
         """Let a domain, which has just taken an item, take the next ones unasked until somebody else wants any."""
         assert self._lent_to is None
@@ -233,11 +239,16 @@ class SharedStream(Stream[T]):
     def put(self, sender: int, items: Sequence[T]) -> None:
         """Items for promised places."""
         self._settle_promises(sender, len(items))
-        first = 0
         if self._takers:
+            first = 0
+            self._served_last = None
             while first < len(items) and self._takers.wake_first(items[first]):
                 first += 1
-        self._items.extend(items[first:] if first else items)
+            self._items.extend(items[first:])
+            if self._served_last is not None and not self._takers:
+                self.lend(self._served_last)
+        else:
+            self._items.extend(items)
         if self._closed:
             self._go_on()
 
@@ -285,6 +296,25 @@ class SharedStream(Stream[T]):
             adder.answer(self.promise(adder.served.sender))
         for sender in {adder.served.sender for adder in adders}:
             self._references.flush(sender)
+
+
+class Borrower:
+    """A call that waits to take, of a domain that may be lent more."""
+
+    __slots__ = ("_served", "_stream")
+
+    def __init__(self, stream: SharedStream[T], served: Served) -> None:
+        self._stream = stream
+        self._served = served
+
+    def resume(self, item: Any) -> bool:
+        if not self._served.resume(item):
+            return False
+        self._stream.served(self._served.sender)
+        return True
+
+    def throw(self, error: BaseException) -> bool:
+        return self._served.throw(error)
 
 
 class Adder:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,9 +23,10 @@ from domains.references.calls import RemoteObject, Served, Withdraw
 from domains.references.lots import LentItems
 from domains.references.plain import MOST_INT, is_plain
 from domains.references.registry import Export, Kind, References
-from domains.references.shared_stream import Adder, SharedStream
+from domains.references.shared_stream import Adder, Borrower, SharedStream
 from domains.scheduler.context import check
 from domains.scheduler.stream import Stream
+from domains.scheduler.waiters import Waiter
 
 T = TypeVar("T")
 
@@ -269,18 +270,24 @@ def _take(stream: SharedStream[Any], served: Served) -> Withdraw | None:
     if found:
         served.resume(item)
         return None
-    if stream._is_drained:
-        raise Closed(f"{stream!r} has no more items")
-    return stream._wait_to_take(served)
+    return _wait_to_take(stream, served)
 
 
 def _take_and_borrow(stream: SharedStream[Any], served: Served) -> Withdraw | None:
     found, item = stream._take()
-    if not found:
-        return _take(stream, served)
-    stream.lend(served.sender)  # before the answer, so that it is there when that is heard
-    served.resume(item)
-    return None
+    if found:
+        served.resume(item)
+        stream.lend(served.sender)
+        return None
+    borrower = Borrower(stream, served)
+    withdraw = _wait_to_take(stream, borrower)
+    return lambda _: withdraw(borrower)
+
+
+def _wait_to_take(stream: SharedStream[Any], waiter: Waiter[Any]) -> Callable[[Any], object]:
+    if stream._is_drained:
+        raise Closed(f"{stream!r} has no more items")
+    return stream._wait_to_take(waiter)
 
 
 def _add_items(references: References, message: AddItems, buffers: Buffers) -> None:

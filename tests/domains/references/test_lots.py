@@ -13,6 +13,7 @@ import pytest
 
 from domains import Closed, DomainDied, Stream, Switch, fiber, move_on_after, timeout
 
+from . import moments
 from .remote import in_pool
 
 _kept: list[Any] = []
@@ -255,6 +256,34 @@ def test_a_closed_stream_is_drained_by_whom_its_items_were_lent_to(link: str) ->
             with pytest.raises(Closed):
                 await domain.call(take_more, 1)
             await domain.call(forget)
+
+    in_pool(main, link)
+
+
+async def add_all(stream: Stream[int], count: int) -> None:
+    for number in range(count):
+        await stream.add(number)
+
+
+async def count_calls(count: int) -> int:
+    """Takes so many, and tells how often it had to ask."""
+    calls = moments.registry().calls
+    first = next(calls._numbers)
+    assert await take_more(count) == list(range(count))
+    return next(calls._numbers) - first - 1
+
+
+def test_who_waits_is_lent_what_comes_together_with_its_item(link: str) -> None:  # S39
+    async def main(pool: Any) -> None:
+        stream: Any = Stream(1000)
+        async with pool._manager.spawn() as one, pool._manager.spawn() as two, Switch() as switch:
+            await two.call(take_some, stream, 0)
+            asking = switch.fork_promise(two.call, count_calls, 500)
+            while not stream._takers:
+                await fiber.yield_now()
+            await one.call(add_all, stream, 500)
+            assert await asking < 50
+            await two.call(forget)
 
     in_pool(main, link)
 
