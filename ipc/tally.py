@@ -23,7 +23,7 @@ __all__ = ["Tally"]
 
 _TALLIES = 1 << 9
 _TALLY_BYTES = 128  # a cache line for each side
-_COUNT, _OPEN, _WATCHED = 0, 8, 9
+_COUNT, _OPEN = 0, 8
 _FIELDS = _TALLY_BYTES // 8
 _INDEX = struct.Struct("=I")
 _LOT_BITS = 32
@@ -47,7 +47,7 @@ _fence_lock = threading.Lock()
 class Tally:
     """One count. `create` makes it, where things are given; the taker attaches to it by its descriptor.
 
-    States: Closed -> Open(lot) -> Closed ....
+    States: Closed -> Open(lot) -> Closed ..., or Open -> Watched(lot) -> Closed.
     """
 
     __slots__ = ("_fields", "_index", "_lot", "_page", "_start")
@@ -74,7 +74,7 @@ class Tally:
             _made.add(page)
             _attached[segment.number] = page
         tally = cls(page, page.free.pop())
-        for field in _COUNT, _OPEN, _WATCHED:
+        for field in _COUNT, _OPEN:
             tally._fields[tally._start + field] = 0
         return tally
 
@@ -102,8 +102,7 @@ class Tally:
         """A new lot, of which nothing was claimed; returns its number."""
         assert not self._fields[self._start + _OPEN]
         self._lot += 1
-        self._fields[self._start + _WATCHED] = 0
-        self._fields[self._start + _OPEN] = self._lot
+        self._fields[self._start + _OPEN] = 2 * self._lot
         return self._lot
 
     @property
@@ -119,8 +118,9 @@ class Tally:
         return self.count
 
     def watch(self) -> None:
-        """Have the taker say when it claims any more of this lot. What `count` says after this may be old already."""
-        self._fields[self._start + _WATCHED] = 1
+        """Have the taker say when it claims any more of this lot; `count` says after this what it has before."""
+        assert self._fields[self._start + _OPEN]
+        self._fields[self._start + _OPEN] = 2 * self._lot + 1
         _fence()
 
     def release(self) -> None:
@@ -130,16 +130,20 @@ class Tally:
     # The taker's side
 
     def claim(self, lot: int, count: int) -> bool:
-        """Claim the next of a lot, which makes it so many. False if the lot was closed: ask whether it was in time."""
+        """Claim the next of a lot, which makes it so many. True if the lot is open and nobody watches."""
         fields, start = self._fields, self._start
         fields[start + _COUNT] = lot << _LOT_BITS | count
         with _fence_lock:
             pass
-        return fields[start + _OPEN] == lot
+        return fields[start + _OPEN] == 2 * lot
+
+    def is_open(self, lot: int) -> bool:
+        """Whether what was claimed counts for certain. If not, ask whether it was in time."""
+        return self._fields[self._start + _OPEN] >> 1 == lot
 
     @property
     def is_watched(self) -> bool:
-        return self._fields[self._start + _WATCHED] != 0
+        return self._fields[self._start + _OPEN] & 1 != 0
 
 
 def _fence() -> None:

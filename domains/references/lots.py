@@ -75,25 +75,32 @@ class Taker:
 class LentItems:
     """The open lot as the domain sees it that may take it."""
 
-    __slots__ = ("_items", "_lot", "_taken", "_tally")
+    __slots__ = ("_items", "_lot", "_most", "_taken", "_tally")
 
     def __init__(self, tally: Tally, lot: int, items: Sequence[Any]) -> None:
         self._tally = tally
         self._lot = lot
         self._items = items
+        self._most = len(items)
         self._taken = 0
 
-    def __len__(self) -> int:
-        return len(self._items) - self._taken
-
-    def next(self) -> tuple[bool, Any]:
-        """Claim the next item, in its packed form. False if the lot is over: the home knows whether it came in time."""
-        item = self._items[self._taken]
-        self._taken += 1
-        return self._tally.claim(self._lot, self._taken), item
+    def claim(self) -> bool:
+        """Claim the next item. True if there is nothing to it but to use that; else look at all that follows."""
+        taken = self._taken = self._taken + 1
+        return self._tally.claim(self._lot, taken) and taken < self._most
 
     @property
-    def claim(self) -> tuple[int, int]:
+    def item(self) -> Any:
+        """What was claimed last, in its packed form."""
+        return self._items[self._taken - 1]
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the latest claim counts for certain; if not, the home knows."""
+        return self._tally.is_open(self._lot)
+
+    @property
+    def latest(self) -> tuple[int, int]:
         """By which the home knows the latest claim."""
         return self._lot, self._taken
 
@@ -101,6 +108,10 @@ class LentItems:
     def is_watched(self) -> bool:
         """Whether the home would like to hear of claims."""
         return self._tally.is_watched
+
+    @property
+    def is_used_up(self) -> bool:
+        return self._taken == self._most
 
     @property
     def is_half_taken(self) -> bool:

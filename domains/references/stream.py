@@ -106,9 +106,8 @@ class StreamReference(RemoteObject, Stream[T]):
         check()
         lent = self._lent
         while lent is not None:
-            is_mine, packed = self._next_lent(lent)
-            if is_mine or await self._wait_for("has_taken", *lent.claim):
-                return self._unpack(packed)
+            if lent.claim() or self._is_mine(lent) or await self._wait_for("has_taken", *lent.latest):
+                return self._unpack(lent.item)
             lent = self._lent
         # Only who knows all of its claims to be settled may be lent more.
         item: T = await self._wait_for("take" if self._taking else "take_and_borrow")
@@ -129,23 +128,22 @@ class StreamReference(RemoteObject, Stream[T]):
 
     def take_nonblocking(self) -> T | None:
         lent = self._lent
-        if lent is not None:
-            is_mine, packed = self._next_lent(lent)
-            if is_mine or self._ask("has_taken", *lent.claim):
-                return self._unpack(packed)
+        if lent is not None and (lent.claim() or self._is_mine(lent) or self._ask("has_taken", *lent.latest)):
+            return self._unpack(lent.item)
         item: T | None = self._ask("take_nonblocking")
         return item
 
-    def _next_lent(self, lent: LentItems) -> tuple[bool, Any]:
-        is_mine, packed = lent.next()
-        if not is_mine or not lent:
+    def _is_mine(self, lent: LentItems) -> bool:
+        """Whether a claim counts for certain, that is the last of its lot, is watched, or may have come too late."""
+        is_mine = lent.is_mine
+        if not is_mine or lent.is_used_up:
             self._lent = None
         if lent.is_watched:
             self._tell_taken(lent)
-        return is_mine, packed
+        return is_mine
 
     def _unpack(self, packed: Any) -> T:
-        item: T = self._references.pickling.unpack(packed, ())
+        item: T = self._references.pickling.loads(packed, ()) if type(packed) is bytes else packed
         return item
 
     def lent(self, tally: bytes, lot: int, items: Sequence[Any]) -> None:

@@ -50,12 +50,17 @@ def test_a_claim_of_a_closed_lot_is_known_to_be_doubtful_and_does_not_count_for_
 
 def test_it_is_watched_until_the_next_lot(tally: Tally) -> None:
     taker = Tally.attach(tally.descriptor)
-    tally.open()
-    assert not taker.is_watched
+    lot = tally.open()
+    assert taker.claim(lot, 1)
     tally.watch()
+    assert not taker.claim(lot, 2)
+    assert taker.is_open(lot)
     assert taker.is_watched
-    tally.close()
-    tally.open()
+    assert tally.close() == 2
+    assert not taker.is_open(lot)
+    assert not taker.is_watched
+    following = tally.open()
+    assert taker.claim(following, 1)
     assert not taker.is_watched
     tally.close()
 

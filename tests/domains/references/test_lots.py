@@ -196,7 +196,7 @@ async def claim_and_take(in_time: bool, stream: Stream[int], turns: Stream[str])
         seen.append(await stream.take())
     lent = stream._lent  # type: ignore[attr-defined]
     if in_time:
-        lent._tally.claim(lent._lot, lent._taken + 1)
+        assert lent._tally.claim(lent._lot, lent._taken + 1)
     await turns.add("yours")
     assert await turns.take() == "mine"
     seen.append(await stream.take())
