@@ -86,10 +86,14 @@ async def produce(streams: Promise[Stream[int]], count: int) -> None:
     stream.close()
 
 
-async def consume(hand_out: Resolver[Stream[int]], count: int) -> float:
-    """Items per second, from the first on."""
+async def consume_at_home(hand_out: Resolver[Stream[int]], count: int) -> float:
     stream: Stream[int] = Stream(1000)
     hand_out.resolve(stream)
+    return await consume(stream, count)
+
+
+async def consume(stream: Stream[int], count: int) -> float:
+    """Items per second, from the first on."""
     await stream.take()
     started = time.perf_counter()
     taken = 1
@@ -104,8 +108,18 @@ async def streams(env: domains.Environment, scale: float) -> Result:
     promise: Promise[Stream[int]]
     promise, hand_out = Promise.create("the stream")
     async with env.domain_mgr.spawn() as producer, env.domain_mgr.spawn() as consumer, Switch() as switch:
-        consuming = switch.fork_promise(consumer.call, consume, hand_out, count)
+        consuming = switch.fork_promise(consumer.call, consume_at_home, hand_out, count)
         switch.fork(producer.call, produce, promise, count)
+        ours = await consuming
+    return Result(ours, peers.queue_rate(max(1000, count // 4)))
+
+
+async def streams_of_a_third(env: domains.Environment, scale: float) -> Result:
+    count = max(1000, int(200_000 * scale))
+    stream: Stream[int] = Stream(1000)
+    async with env.domain_mgr.spawn() as producer, env.domain_mgr.spawn() as consumer, Switch() as switch:
+        consuming = switch.fork_promise(consumer.call, consume, stream, count)
+        switch.fork(producer.call, produce, Promise.resolved(stream), count)
         ours = await consuming
     return Result(ours, peers.queue_rate(max(1000, count // 4)))
 
@@ -117,4 +131,5 @@ CONTESTS = [
     Contest("the same / bare ping-pong on such a link", "µs", 1.5, True, promises_and_links),
     Contest("mutex of another domain, lock + unlock / Manager().Lock", "µs", 0.05, True, mutexes),
     Contest("stream from a domain to another / multiprocessing.Queue", "items/s", 5.0, False, streams),
+    Contest("the same, a stream of a third domain", "items/s", 1.0, False, streams_of_a_third),
 ]
