@@ -143,7 +143,7 @@ class References:
         self.open_manager: Callable[[int], Any] | None = None
         """What a domain manager that was handed to this process means here, given its default number of domains."""
         self._seeking: dict[int, list[tuple[Any, Any, Iterable[int]]]] = {}  # what waits for a direct link
-        self._unreachable: dict[int, DomainsError] = {}
+        self._unreachable: dict[int, DomainsError] = {}  # why, for as long as there are references to objects there
         self._ending: dict[Conversation, DomainsError] = {}  # direct links whose peer has died
         self._introductions: Introductions | None = None
         self._meetings: Meetings | None = None
@@ -300,8 +300,10 @@ class References:
     def _gone(self, address: int, error: DomainsError) -> None:
         """Nothing comes from that address any more, nor goes there."""
         self._routes.pop(address, None)
-        self._unreachable[address] = error
-        for waiting in self._seeking.pop(address, ()):
+        seeking = self._seeking.pop(address, ())
+        if seeking or self._knows(address):
+            self._unreachable[address] = error
+        for waiting in seeking:
             self.send(*waiting)
         self._forget_holder(address, error)
         self._fail_references(address, error)
@@ -501,6 +503,12 @@ class References:
             del self._imports[home, number]
             if not self._is_ending():
                 self.send(ReleaseReference(home, self.address, number))
+            if home in self._unreachable and not self._knows(home):
+                del self._unreachable[home]
+
+    def _knows(self, home: int) -> bool:
+        """Whether somebody here has a reference to an object of that domain."""
+        return any(address == home for address, _ in self._imports)
 
     def _is_ending(self) -> bool:
         """Whether this domain was told to end: what it drops then is lost with it, and its home is told so by that."""

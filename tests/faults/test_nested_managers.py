@@ -1,6 +1,7 @@
 """A domain manager that is handed to a domain is that domain's own: what it starts lives below it, and dies with it."""
 
 import asyncio
+import gc
 import os
 import pickle
 import signal
@@ -9,6 +10,7 @@ import pytest
 
 import domains
 from domains import DomainDied, ExecutorPool, Promise, Stream, Switch, domain_state, fiber
+from domains.references.registry import References
 
 from .program import Program, wait_until_gone
 
@@ -321,3 +323,44 @@ def test_the_tree_of_managers_dies_from_its_root(link, tmp_path, number, end):
         status = program.wait()
         assert status == {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143}.get(number, -number)
         program.check_nothing_is_left()
+
+
+# What is left of those that have ended
+
+
+def _known_of_others(references):
+    return len(references._routes) + len(references._unreachable) + len(references._seeking)
+
+
+async def _how_much_is_known():
+    gc.collect()
+    await asyncio.sleep(0)
+    (references,) = [each for each in gc.get_objects() if isinstance(each, References)]
+    return _known_of_others(references)
+
+
+async def _below(domain_mgr, promise):
+    return await domain_mgr.run(_await_it, promise)
+
+
+def test_a_domain_that_lives_long_keeps_nothing_of_those_that_have_ended(link):
+    async def main(env):
+        async with env.domain_mgr.spawn() as old, env.domain_mgr.spawn() as home:
+            before = await old.call(_how_much_is_known), _known_of_others(env.domain_mgr.references)
+            promise = await home.call(_make_promise)
+            await home.call(_resolve, "known to all")
+            for _ in range(3):
+                assert await env.domain_mgr.run(_below, env.domain_mgr, promise) == "known to all"
+            async with env.domain_mgr.spawn() as short:
+                theirs = await short.call(_make_promise)
+                async with Switch() as sw:
+                    waited = sw.fork_promise(old.call, _await_it, theirs)
+                    await old.call(_pid)
+                    os.kill(short.pid, signal.SIGKILL)
+                    with pytest.raises(DomainDied):
+                        await waited
+            del theirs, waited, sw
+            while (await old.call(_how_much_is_known), _known_of_others(env.domain_mgr.references)) != before:
+                gc.collect()
+
+    domains.run(main, link=link)

@@ -100,7 +100,7 @@ def protocol(data: bytes) -> None:
     codec = ProtocolCodec()
     try:
         messages = codec.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return
     assert all(isinstance(message, Message) for message in messages)
     again = codec.encode(messages)
