@@ -1,0 +1,101 @@
+"""Everything at once, at random: whatever dies, fails, is cancelled, recycled or late, every job ends exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+
+import pytest
+
+import domains
+from domains import DomainDied, ExecutorPool, Switch, fiber
+
+
+def work(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+async def work_async(seconds: float) -> float:
+    await asyncio.sleep(seconds)
+    return seconds
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail() -> None:
+    raise LookupError
+
+
+async def divide(pool: ExecutorPool, depth: int) -> int:
+    if not depth:
+        return 1
+    return sum(await fiber.map(lambda _: pool.submit(divide, pool, depth - 1, weight=0.4), range(2)))
+
+
+async def _use(pool: ExecutorPool, chance: random.Random) -> None:
+    options = {
+        "weight": chance.choice([0.0, 0.1, 0.5, 1.0]),
+        "priority": chance.randrange(3),
+        "retries": chance.randrange(3),
+        "backoff": 0.001,
+        "timeout": chance.choice([None, None, 0.01, 0.2]),
+    }
+    kinds = {"plain": 6, "async": 6, "die": 1, "fail": 2, "divide": 2, "map": 2, "map and leave": 2}
+    (kind,) = chance.choices(list(kinds), list(kinds.values()))
+    if kind == "plain":
+        assert await pool.submit(work, 0.002, **options) == 0.002
+    elif kind == "async":
+        assert await pool.submit(work_async, 0.01, **options) == 0.01
+    elif kind == "die":
+        await pool.submit(die, **options)
+    elif kind == "fail":
+        await pool.submit(fail, retry_on=LookupError, **options)
+    elif kind == "divide":
+        assert await pool.submit(divide, pool, 2, **options) == 4
+    else:
+        taken = [n async for n in pool.map(abs, range(30), weight=0.5)] if kind == "map" else []
+        assert taken == list(range(30)) or kind != "map"
+        if kind == "map and leave":
+            async for _ in pool.map(work, [0.001] * 20, weight=0.5, ordered=False):
+                break
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_job_ends_once_and_the_pool_is_whole_again(seed: int, link: str) -> None:
+    chance = random.Random(seed)
+    ended = []
+
+    async def user(pool: ExecutorPool) -> None:
+        await asyncio.sleep(chance.random() * 0.3)
+        try:
+            with domains.move_on_after(chance.choice([None, None, None, 0.05])):
+                await _use(pool, chance)
+        except* (DomainDied, TimeoutError, LookupError):
+            pass
+        ended.append(1)
+
+    async def main(env: domains.Environment) -> tuple[int, int, float]:
+        async with ExecutorPool(
+            env.domain_mgr,
+            min_domains=1,
+            max_domains=2,
+            max_jobs=chance.choice([None, 10, 30]),
+            idle=0.05,
+            grace=0.5,
+        ) as pool:
+            async with Switch() as switch:
+                for _ in range(60):
+                    switch.fork(user, pool)
+            assert [await pool.submit(abs, -n, weight=1.0) for n in range(4)] == [0, 1, 2, 3]
+            while any(domain.jobs for domain in pool.stats().domains):  # of maps that were dropped
+                await fiber.yield_now()
+            return pool.stats()[:3]
+
+    assert domains.run(main, link=link) == (0, 0, 0.0)
+    assert len(ended) == 60
