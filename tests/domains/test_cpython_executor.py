@@ -60,7 +60,7 @@ EXCLUDED = {
         "test_exit_during_result_pickle_on_worker": "an object that exits as it is pickled is NotPicklable",
         "test_error_during_result_unpickle_in_result_handler": "a result that cannot be unpickled fails that job only",
         "test_exit_during_result_unpickle_in_result_handler": "a result that cannot be unpickled fails that job only",
-        "test_shutdown_deadlock_pickle": _INSIDE,
+        "test_shutdown_deadlock_pickle": f"{_INSIDE}; test_executor_face has the same test without that",
         "test_gh105829_should_not_deadlock_if_wakeup_pipe_full": _INSIDE,
     },
 }

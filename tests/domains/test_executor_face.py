@@ -544,6 +544,17 @@ def test_shutdown_without_waiting_lets_everything_end(gate: Path) -> None:
     executor.shutdown()
 
 
+def test_a_job_that_cannot_be_pickled_after_the_shutdown_hinders_nothing() -> None:
+    executor = domains.PoolExecutor(2)
+    assert executor.submit(square, 3).result(PATIENCE) == 9
+    bad, good = executor.submit(id, threading.Lock()), executor.submit(square, 4)
+    executor.shutdown(wait=False)
+    with pytest.raises(pickle.PicklingError):
+        bad.result(PATIENCE)
+    assert good.result(PATIENCE) == 16
+    executor.shutdown()
+
+
 @pytest.mark.parametrize("cancel_futures", [False, True])
 def test_shutdown_may_be_called_again(cancel_futures: bool) -> None:
     executor = domains.PoolExecutor(1)
