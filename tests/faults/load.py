@@ -25,7 +25,7 @@ from domains import DomainDied, DomainUnavailable, ExecutorPool, Mutex, Promise,
 logging.getLogger("domains").addFilter(lambda record: "nobody has looked at it" not in record.getMessage())
 
 LINK, SEED, SECONDS = sys.argv[1], sys.argv[2], float(sys.argv[3])
-KILL_EVERY_SECONDS = 0.4
+KILL_EVERY_SECONDS = 0.35
 """Of the time since the program began: so the rounds come to one in 0.5 s, with their starts and ends."""
 MOST_LATE_SECONDS = 2.0
 WORKERS = 12

@@ -3,6 +3,7 @@
 import os
 import signal
 
+from . import soak
 from .patience import OwnTime, Patience, what_it_does
 from .program import Program
 
@@ -55,3 +56,45 @@ def test_a_program_that_hangs_says_where(link, tmp_path):
         assert "fiber 'main' waits" in text
         assert text.count("waits in") >= 3
         program.send_signal(signal.SIGKILL)
+
+
+HANGS = """
+import faulthandler
+faulthandler.register(signal.SIGWINCH)
+
+async def keep_talking():
+    for number in range(10_000):
+        say({"counts": {"done": 3}, "problems": [], "running": {"0": ["lock", 7], "1": ["map", number]}})
+        await asyncio.sleep(0.05)
+
+async def main(env):
+    async with Switch() as sw:
+        sw.fork(keep_talking)
+        await fiber.await_cancel()
+
+domains.run(main, link=LINK, dump_on_signal=signal.SIGUSR1)
+"""
+
+
+def test_a_round_of_the_soak_test_finds_the_operation_that_hangs(monkeypatch, tmp_path):
+    monkeypatch.setattr(soak, "LOAD", HANGS)
+    monkeypatch.setattr(soak, "ENDS", ["order"])
+    monkeypatch.setattr(soak, "HANG_SECONDS", 1.0)
+    found = soak.Round(0, 1, 3600.0, tmp_path)
+    assert found.counts["hung"] == 1
+    assert found.counts["done"] == 3
+    (problem,) = found.problems
+    assert "('0', 'lock', 7)" in problem
+    assert "fiber 'main' waits" in problem
+
+
+def test_a_round_of_the_soak_test_finds_what_is_left_behind(monkeypatch, tmp_path):
+    leaves = """
+    import subprocess
+    subprocess.Popen(["sleep", "3600"], stdout=subprocess.DEVNULL, start_new_session=True)
+    """
+    monkeypatch.setattr(soak, "LOAD", leaves)
+    monkeypatch.setattr(soak, "ENDS", ["order"])
+    found = soak.Round(0, 1, 3600.0, tmp_path)
+    assert found.counts["leaked"] == 1
+    assert "sleep" in found.problems[0]
