@@ -307,7 +307,9 @@ class Dispatcher:
         for job in self._queue.in_turn():
             if job.priority > self._sent_priority:
                 self._sent_priority = job.priority
-                self._take_back_what_is_ahead()
+                for other in self._members:
+                    if other.jobs > 1:
+                        self.take_back(other)  # also what might start, but waits behind a plain job
                 return True
             weight = job.weight
             if not in_hand or not FULL_WEIGHT <= member.load < FULL_WEIGHT + ahead * weight:

@@ -210,19 +210,27 @@ def _read_fifo(path):
         return file.read()
 
 
-def test_a_higher_priority_starts_first(link, tmp_path):
-    fifo = str(tmp_path / "fifo")
+def _touch_and_read_fifo(begun, fifo):
+    begun.touch()
+    return _read_fifo(fifo)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3, 0.1])
+def test_a_higher_priority_starts_first(link, weight, tmp_path):
+    begun, fifo = tmp_path / "begun", str(tmp_path / "fifo")
     os.mkfifo(fifo)
 
     async def main(env):
         order = []
 
         async def submit(pool, name, priority):
-            await pool.submit(square, 1, weight=1.0, priority=priority)
+            await pool.submit(square, 1, weight=weight, priority=priority)
             order.append(name)
 
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
-            blocked = pool.submit_fork(sw, _read_fifo, fifo, weight=1.0)
+            blocked = pool.submit_fork(sw, _touch_and_read_fifo, begun, fifo, weight=weight)
+            while not begun.exists():
+                await domains.fiber.yield_now()
             for number in range(5):
                 sw.fork(submit, pool, f"low {number}", 0)
             await domains.fiber.yield_now()
