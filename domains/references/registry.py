@@ -236,6 +236,10 @@ class References:
         if link is not None:
             link.flush()
 
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Do this in the next turn; may be called in a plain job."""
+        self._loop.call_soon(callback)
+
     def _seek(self, message: Any, buffers: Any, holds: Iterable[int]) -> None:
         assert self._meetings is not None
         waiting = self._seeking.get(message.to)

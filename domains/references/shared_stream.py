@@ -15,7 +15,6 @@ recalled is promised none before it has used or returned them all, so it is aske
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from itertools import islice
 from sys import getsizeof
@@ -287,7 +286,7 @@ class SharedStream(Stream[T]):
     def added(self, adder: Adder) -> None:
         """An add that had to wait is done; it is answered as soon as it is known what else there is room for."""
         if not self._unanswered:
-            asyncio.get_running_loop().call_soon(self._answer)
+            self._references.call_soon(self._answer)
         self._unanswered.append(adder)
 
     def _answer(self) -> None:

@@ -211,3 +211,33 @@ def test_an_add_at_home_that_may_not_wait_asks_for_promised_places_once_and_then
 async def add_again() -> int:
     await _kept[0].add("again")
     return int(_kept[0]._places)
+
+
+async def make_full() -> Stream[Any]:
+    stream: Stream[Any] = Stream(1)
+    await stream.add("first")
+    _kept.append(stream)
+    return stream
+
+
+async def wait_for_adder() -> None:
+    while not _kept[0]._adders:
+        await fiber.yield_now()
+
+
+def take_in_a_plain_job() -> Any:
+    return _kept[0].take_nonblocking()
+
+
+def test_who_waits_to_add_goes_on_when_a_plain_job_at_home_has_taken(link: str) -> None:  # S39
+    async def main(pool: Any) -> None:
+        async with pool._manager.spawn() as domain, Switch() as switch:
+            stream = await domain.call(make_full)
+            adding = switch.fork_promise(stream.add, "second")
+            await domain.call(wait_for_adder)
+            assert await domain.call(take_in_a_plain_job) == "first"
+            await adding
+            assert await domain.call(take_in_a_plain_job) == "second"
+            await domain.call(forget)
+
+    in_pool(main, link)
