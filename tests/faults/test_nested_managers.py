@@ -9,7 +9,7 @@ import signal
 import pytest
 
 import domains
-from domains import DomainDied, ExecutorPool, Promise, Stream, Switch, domain_state, fiber
+from domains import DomainDied, ExecutorPool, Promise, Stream, Supervisor, Switch, domain_state, fiber
 from domains.references.registry import References
 
 from .program import Program, wait_until_gone
@@ -362,5 +362,32 @@ def test_a_domain_that_lives_long_keeps_nothing_of_those_that_have_ended(link):
             del theirs, waited, sw
             while (await old.call(_how_much_is_known), _known_of_others(env.domain_mgr.references)) != before:
                 gc.collect()
+
+    domains.run(main, link=link)
+
+
+async def _serve(pids):
+    await pids.add(os.getpid())
+    await fiber.await_cancel()
+
+
+async def _supervise(domain_mgr, pids):
+    async with Supervisor(domain_mgr, heartbeat_seconds=5.0) as supervisor:
+        supervisor.start(_serve, pids)
+
+
+def test_a_service_below_a_domain_is_restarted_there_and_ends_with_it(link):
+    async def main(env):
+        pids = Stream(10)
+        async with env.domain_mgr.spawn() as middle, Switch() as sw:
+            supervising = sw.fork_promise(middle.call, _supervise, env.domain_mgr, pids)
+            first = await pids.take()
+            os.kill(first, signal.SIGKILL)
+            second = await pids.take()
+            assert _parent_of(_parent_of(second)) == middle.pid
+            os.kill(middle.pid, signal.SIGKILL)
+            with pytest.raises(DomainDied):
+                await supervising
+            assert not wait_until_gone([second], 1.0)
 
     domains.run(main, link=link)
