@@ -13,11 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from domains.errors import ConnectionLost
-from domains.ipc.link import Link
+from domains.ipc.link import Link, LinkState
 from domains.ipc.pickling import Pickling
 
 Buffers = Sequence[memoryview]
 Handler = Callable[[Any, Buffers], None]
+
+
+_OPEN = LinkState.OPEN  # to look up an enum's member takes long
 
 
 class Conversation:
@@ -50,7 +53,7 @@ class Conversation:
         self.link.start(self)
 
     def on_messages(self, messages: list[Any], buffers: list[memoryview]) -> None:
-        if not self.link.is_open:
+        if self.link.state is not _OPEN:
             return  # this side has said goodbye: it begins nothing any more, and could not answer
         handlers = self._handlers
         used = 0

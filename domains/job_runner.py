@@ -218,6 +218,8 @@ class JobRunner:
 
     def _next(self) -> _Received | None:
         """The job to start now, if there is one and the parent reads the results."""
+        if not (self._at_once or self._received or self._dropped) and self._postponed is None:
+            return None
         if not self._link.is_open or self._switch.is_cancelled:
             return None  # this domain has said goodbye or is about to, or its parent is gone
         if self._link.is_congested:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pickle import PickleBuffer
 from typing import Any
 from zlib import crc32
@@ -95,8 +95,8 @@ def read_parts(head: memoryview[int], buffers: list[memoryview[int]]) -> Frame:
 class FrameReader:
     """Takes a byte stream in pieces of any size, and gives its frames.
 
-    `buffer()` tells where to put the next bytes, `filled(n)` that n came there; or `feed` copies. States: Head (the
-    header and all that is small), Large (the rest of a buffer that has memory of its own).
+    `receive` has them put where they belong; or `feed` copies. States: Head (the header and all that is small), Large
+    (the rest of a buffer that has memory of its own).
     """
 
     def __init__(self, piece_bytes: int = 1 << 18) -> None:
@@ -104,6 +104,8 @@ class FrameReader:
         self._view = memoryview(self._piece)
         self._start = 0
         self._end = 0
+        self.has_more = False
+        """Whether all the room there was has been filled, so that more may be on its way."""
         # The frame whose head was read, while its buffers come in.
         self._envelope: bytes | None = None
         self._lengths: list[int] = []
@@ -115,20 +117,21 @@ class FrameReader:
         """Whether a frame has begun to come, and not ended: the end of the stream here is a loss."""
         return self._end > self._start or self._envelope is not None
 
-    def buffer(self) -> memoryview:
-        """Where the next bytes of the stream go; never empty."""
-        if self._large is not None:
-            return self._large
-        if self._end == len(self._piece):
-            self._make_room(1)
-        return self._view[self._end :]
-
-    def filled(self, count: int) -> None:
-        """So many bytes came into what `buffer` returned."""
-        if self._large is not None:
-            self._large = self._large[count:]
-        else:
+    def receive(self, receive_into: Callable[[memoryview], int]) -> int:
+        """Have more of the stream put where it belongs; returns how many bytes came. `has_more` tells of others."""
+        large = self._large
+        if large is None:
+            if self._end == len(self._piece):
+                self._make_room(1)
+            space = self._view[self._end :]
+            count = receive_into(space)
             self._end += count
+        else:
+            space = large
+            count = receive_into(large)
+            self._large = large[count:]
+        self.has_more = count == len(space)
+        return count
 
     def feed(self, data: bytes | memoryview) -> None:
         """Copy bytes in; as many frames may be read from them as there are."""

@@ -67,9 +67,8 @@ class SocketPairLink(Link):
     def _read(self) -> None:
         reader = self._reader
         for _ in range(_READS_PER_TURN):
-            space = reader.buffer()
             try:
-                count = self._recv_into(space)
+                count = reader.receive(self._recv_into)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -78,7 +77,6 @@ class SocketPairLink(Link):
             if not count:
                 self._peer_gone(self._reader.is_inside)
                 return
-            reader.filled(count)
             try:
                 while (frame := reader.take()) is not None:
                     self._received(*frame)
@@ -87,8 +85,8 @@ class SocketPairLink(Link):
             except FrameCorrupt as error:
                 self._broken(f"what {self.name} sent cannot be read: {error}", error)
                 return
-            if count < len(space):
-                return  # all that was there
+            if not reader.has_more:
+                return
 
     def _write(self, envelope: bytes, buffers: list[Buffer]) -> None:
         views = [byte_view(buffer) for buffer in buffers] if buffers else []

@@ -94,7 +94,7 @@ class Dispatcher:
 
     def _begin_at_once(self, job: Job[Any]) -> bool:
         """Send a job to a domain that has nothing to do, when nothing waits, rather than in the loop's next turn."""
-        if len(self._queue):
+        if self._queue.waiting:
             return False
         member, _ = self._idle.popitem()
         handle = member.handle
@@ -138,7 +138,7 @@ class Dispatcher:
             for member in self._members
         )
         running = sum(domain.jobs for domain in domains)
-        queued = len(self._queue) + len(self._resting)
+        queued = self._queue.waiting + len(self._resting)
         return PoolStats(queued, running, sum(domain.weight for domain in domains), domains)
 
     # The pool's life
@@ -276,11 +276,12 @@ class Dispatcher:
 
     def answers_came(self) -> None:
         """Send what can be sent; called when jobs were submitted and when domains have answered."""
-        queue = self._queue
         self._pushed = 0
-        if not len(queue):
-            if self._unfinished:
-                self._rebalance()
+        if not self._unfinished:
+            return
+        queue = self._queue
+        if not queue.waiting:
+            self._rebalance()
             return
         available = [m for m in self._members if m.serves and not self._is_congested(m)]
         exhausted: list[Member] = []
@@ -292,8 +293,8 @@ class Dispatcher:
         for member in exhausted:
             self._send(member)
             self._members.retire(member)
-        if len(queue) and all(member.load >= FULL_WEIGHT for member in available):
-            self._members.grow(len(queue))
+        if queue.waiting and all(member.load >= FULL_WEIGHT for member in available):
+            self._members.grow(queue.waiting)
 
     def _deal(self, available: list[Member], exhausted: list[Member]) -> bool:
         """Choose who gets the next jobs, as far as it is time for them. True if that has to be begun anew.
@@ -301,7 +302,7 @@ class Dispatcher:
         The least loaded gets the next job. What is only sent ahead is dealt by the hand, for it may be taken back.
         """
         ahead = self._jobs_ahead()
-        hand = min(ahead // 8, len(self._queue) // (4 * len(available)))
+        hand = min(ahead // 8, self._queue.waiting // (4 * len(available)))
         in_hand = 0
         member = available[0]
         for job in self._queue.in_turn():
@@ -375,7 +376,7 @@ class Dispatcher:
             for member in members:
                 if member.keeps_jobs_waiting:
                     self.take_back(member)
-        if len(self._queue):
+        if self._queue.waiting:
             self.answers_came()
 
     def _take_back_what_is_ahead(self) -> None:

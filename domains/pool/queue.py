@@ -24,12 +24,9 @@ class JobQueue:
     def __init__(self) -> None:
         self._lanes: dict[int, deque[Job[Any]]] = {}
         self._priorities: list[int] = []  # ascending, each with a lane that is not empty
-        self._waiting = 0
-        self._cancelled = 0
-
-    def __len__(self) -> int:
+        self.waiting = 0
         """How many jobs wait, not counting cancelled ones."""
-        return self._waiting
+        self._cancelled = 0
 
     def push(self, job: Job[Any]) -> None:
         """Add a job behind all others of its priority."""
@@ -37,7 +34,7 @@ class JobQueue:
         if lane is None:
             lane = self._lane(job.priority)
         lane.append(job)
-        self._waiting += 1
+        self.waiting += 1
 
     def put_back(self, jobs: Iterable[Job[Any]]) -> None:
         """Return jobs that were popped before, each to its place before all that were submitted after it."""
@@ -49,7 +46,7 @@ class JobQueue:
                 lane.insert(place, job)
             else:
                 lane.appendleft(job)
-            self._waiting += 1
+            self.waiting += 1
 
     def in_turn(self) -> Iterator[Job[Any]]:
         """The jobs in their turn. One is taken out when the next is asked for: that which was seen last stays here.
@@ -64,7 +61,7 @@ class JobQueue:
                 if job.state is _QUEUED:
                     yield job
                     assert job is lane[0]
-                    self._waiting -= 1
+                    self.waiting -= 1
                 else:
                     self._cancelled -= 1
                 lane.popleft()
@@ -75,9 +72,9 @@ class JobQueue:
 
     def cancelled(self) -> None:
         """A job that lies here has just ended by being cancelled."""
-        self._waiting -= 1
+        self.waiting -= 1
         self._cancelled += 1
-        if self._cancelled >= _SWEEP_AT_LEAST and self._cancelled > self._waiting:
+        if self._cancelled >= _SWEEP_AT_LEAST and self._cancelled > self.waiting:
             self._sweep()
 
     def clear(self) -> list[Job[Any]]:

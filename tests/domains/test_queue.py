@@ -31,7 +31,7 @@ def filled(*priorities: int) -> tuple[JobQueue, list[Any]]:
 def test_jobs_come_in_the_order_of_submission_within_their_priority():
     queue, (a, b, c, d) = filled(0, 5, 0, 5)
     assert queue.clear() == [b, d, a, c]
-    assert len(queue) == 0
+    assert queue.waiting == 0
 
 
 def test_the_job_that_was_seen_last_stays():
@@ -39,7 +39,7 @@ def test_the_job_that_was_seen_last_stays():
     for each in queue.in_turn():
         if each is b:
             break
-    assert len(queue) == 2
+    assert queue.waiting == 2
     assert queue.clear() == [b, c]
 
 
@@ -57,7 +57,7 @@ def test_cancelled_jobs_are_passed_over():
     for each in a, c:
         each.state = JobState.ENDED
         queue.cancelled()
-    assert len(queue) == 1
+    assert queue.waiting == 1
     assert queue.clear() == [b]
 
 
@@ -96,5 +96,5 @@ def test_the_queue_is_a_sorted_list_of_the_jobs_that_wait(steps):
             del taken[number % len(taken) :]
             queue.put_back(back)
             waiting += back
-        assert len(queue) == len(waiting)
+        assert queue.waiting == len(waiting)
     assert queue.clear() == sorted(waiting, key=lambda job: (-job.priority, job.sequence))

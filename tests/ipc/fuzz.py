@@ -15,6 +15,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,7 @@ def frames(data: bytes) -> None:
         position = 0
         try:
             while position < len(stream):
-                space = reader.buffer()
-                assert len(space), "there is no room for more"
-                count = min(len(space), size, len(stream) - position)
-                space[:count] = stream[position : position + count]
-                position += count
-                reader.filled(count)
+                position += reader.receive(partial(_put, stream[position : position + size]))
                 for envelope, buffers in iter(reader.take, None):
                     found.append((envelope, [bytes(buffer) for buffer in buffers]))
             found.append("inside" if reader.is_inside else "between")
@@ -74,6 +70,13 @@ def frames(data: bytes) -> None:
             found.append("corrupt")
         outcomes.append(found)
     assert outcomes[0] == outcomes[1], outcomes
+
+
+def _put(piece: bytes, space: memoryview) -> int:
+    assert len(space), "there is no room for more"
+    count = min(len(space), len(piece))
+    space[:count] = piece[:count]
+    return count
 
 
 def parts(data: bytes) -> None:

@@ -1,5 +1,6 @@
 """The frame reader takes anything, and gives either what was sent or FrameCorrupt."""
 
+import functools
 import resource
 import struct
 import tracemalloc
@@ -34,17 +35,21 @@ def encode(envelope, buffers=()):
     return b"".join([frame_header(envelope, views), envelope, *views])
 
 
+def put(piece, space):
+    """Receive as much of a piece as there is space for."""
+    assert len(space) > 0
+    count = min(len(space), len(piece))
+    space[:count] = piece[:count]
+    return count
+
+
 def read_in_pieces(reader, data, sizes):
     """Give the stream to the reader as a socket would, in pieces of these sizes over and over."""
     frames, position, turn = [], 0, 0
     while position < len(data):
-        space = reader.buffer()
-        assert len(space) > 0
-        count = min(len(space), sizes[turn % len(sizes)], len(data) - position)
+        piece = data[position : position + sizes[turn % len(sizes)]]
         turn += 1
-        space[:count] = data[position : position + count]
-        position += count
-        reader.filled(count)
+        position += reader.receive(functools.partial(put, piece))
         frames += [
             (bytes(envelope), [bytes(buffer) for buffer in buffers]) for envelope, buffers in iter(reader.take, None)
         ]
