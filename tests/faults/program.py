@@ -198,6 +198,12 @@ def wait_until_gone(pids: Iterable[int], seconds: float) -> set[int]:
     return left
 
 
+def reports(text: str) -> int:
+    """How many errors were reported: a traceback that is another's cause or context belongs to that one's report."""
+    chained = text.count("direct cause of the following") + text.count("another exception occurred")
+    return text.count("Traceback (most recent call last)") - chained
+
+
 def is_stopped(pid: int) -> bool:
     return _state(pid) in "Tt"
 

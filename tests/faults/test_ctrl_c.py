@@ -6,16 +6,10 @@ import time
 
 import pytest
 
-from .program import Program
+from .program import Program, reports
 
 INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
 """What a shell shows as 130."""
-
-
-def reports(text):
-    """How many errors were reported: a traceback that is another's cause or context belongs to that one's report."""
-    chained = text.count("direct cause of the following") + text.count("another exception occurred")
-    return text.count("Traceback (most recent call last)") - chained
 
 
 def check_interrupted_once(program):
