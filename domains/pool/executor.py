@@ -253,9 +253,10 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         Iterate over them with `async for`, or `await` all of them as a list.
 
         An async iterable is read by a task of its own: a result can be taken before there is another item.
-        In the order of `xs`, or as they finish if not `ordered`. At most `buffer` items are under way or waiting to
-        be taken at a time. Items go in groups of `chunk`, or of a size that follows how long they take. The first
-        failure is raised, and cancels the rest; so does leaving the loop early.
+        In the order of `xs`, or as they finish if not `ordered`. At most `buffer` items, by default as many as keep
+        the domains busy, are under way or waiting to be taken at a time. Items go in groups of `chunk`, or of a size
+        that follows how long they take. The first failure is raised, and cancels the rest; so does leaving the loop
+        early.
         """
         from domains.pool.mapping import map_over
 
