@@ -190,14 +190,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--corpus", default=None, help="where to keep what is found on the way, beside the known")
+    parser.add_argument("--corpus", default=None, help="where to keep what is found on the way")
     options = parser.parse_args()
     import atheris
 
     _import_instrumented()
-    known = str(CORPUS / options.target)
-    folders = [known] if options.corpus is None else [options.corpus, known]
-    limits = [f"-max_total_time={options.seconds}", "-max_len=4096", "-timeout=10", "-rss_limit_mb=2048"]
+    found = Path(options.corpus or f"build/fuzz/{options.target}")
+    found.mkdir(parents=True, exist_ok=True)
+    folders = [str(found), str(CORPUS / options.target)]  # what is new goes into the first
+    limits = [
+        f"-max_total_time={options.seconds}",
+        "-max_len=4096",
+        "-timeout=10",
+        "-rss_limit_mb=2048",
+        f"-artifact_prefix={found}-",
+    ]
     atheris.Setup([sys.argv[0], *limits, *folders], TARGETS[options.target])
     atheris.Fuzz()
 
