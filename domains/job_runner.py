@@ -18,7 +18,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from domains.conversation import Buffers, Conversation
@@ -357,21 +357,26 @@ class JobRunner:
 
     def _answer_returned(self, message: StartJob, value: object, seconds: float, name: str) -> None:
         if value is None:
-            self._conversation.send(JobReturned(message.job, b"", seconds, 0))
+            self._answer(JobReturned(message.job, b"", seconds, 0))
             return
         try:
             payload = self._pickling.dumps(value, f"the result of job {name!r}")
         except BaseException as error:  # NotPicklable, no memory for it, or whatever a user's code raises
             self._answer_raised(message.job, error, seconds, f"job {name!r}")
             return
-        answer = JobReturned(message.job, payload.data, seconds, len(payload.buffers))
-        self._conversation.send(answer, payload.buffers)
+        self._answer(JobReturned(message.job, payload.data, seconds, len(payload.buffers)), payload.buffers)
 
     def _answer_raised(self, job: int, error: BaseException, seconds: float, what: str) -> None:
         domain = current()
         where = f"{what} in domain {domain.name!r} (process {domain.pid})"
         payload = pack_failure(error, self._pickling, where)
-        self._conversation.send(JobRaised(job, payload.data, seconds, len(payload.buffers)), payload.buffers)
+        self._answer(JobRaised(job, payload.data, seconds, len(payload.buffers)), payload.buffers)
+
+    def _answer(self, answer: JobReturned | JobRaised, buffers: Sequence[Any] = ()) -> None:
+        try:
+            self._conversation.send(answer, buffers)
+        except ConnectionLost:
+            return  # the parent is gone, and with that all this ends: the switch will be told so in a moment
 
 
 class _ForkedRunner(JobRunner):

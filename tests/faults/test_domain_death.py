@@ -306,3 +306,29 @@ def test_a_resolver_in_a_domain_that_is_terminated_dies_with_it(link):  # S37
                 await holding
 
     domains.run(main, link=link)
+
+
+def _lose_the_parent(outcome):
+    from domains.job_runner import _runners
+
+    (runner,) = _runners
+    runner._link.abort(None)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+async def _lose_the_parent_async(outcome):
+    return _lose_the_parent(outcome)
+
+
+@pytest.mark.parametrize("outcome", [None, 1, ValueError("x")], ids=repr)
+@pytest.mark.parametrize("job", [_lose_the_parent, _lose_the_parent_async])
+def test_a_job_that_ends_as_its_parent_is_gone_ends_quietly(link, job, outcome, capfd):
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain:
+            with pytest.raises(DomainDied):
+                await domain.call(job, outcome)
+
+    domains.run(main, link=link)
+    assert capfd.readouterr().err == ""
