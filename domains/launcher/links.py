@@ -50,8 +50,14 @@ class LinkKind(ABC):
         """The domain's end, in the domain; owns the descriptors from now on."""
 
     def remains(self) -> list[str]:
-        """Paths that `close` removes, and that somebody else must remove if this process dies before."""
+        """Paths that `clear` removes, and that somebody else must remove if this process dies before.
+
+        There is nothing there yet: it is made with the first link, once somebody has been asked to remove it.
+        """
         return []
+
+    def clear(self) -> None:  # noqa: B027 - most kinds leave nothing
+        """Remove it: there are no links any more, and if there will be, they are made elsewhere."""
 
     def close(self) -> None:  # noqa: B027 - most kinds have nothing to share
         """Release what the links of this process share."""
@@ -91,7 +97,8 @@ class ZeroMQKind(LinkKind):
     def __init__(self) -> None:
         self._context: ZeroMQContext | None = None
         self._numbers = itertools.count(1)
-        self._directory: str | None = None
+        self._path: str | None = None
+        self._is_made = False
 
     def offer(self, codec: Codec, peer: str) -> Offer:
         from domains.ipc.keys import new_key_pair
@@ -125,17 +132,21 @@ class ZeroMQKind(LinkKind):
         )
 
     def remains(self) -> list[str]:
-        return [self._open_directory()]
+        return [self._choose_directory()]
+
+    def clear(self) -> None:
+        if self._is_made:
+            import shutil  # slow to import, like `tempfile`
+
+            shutil.rmtree(self._choose_directory(), ignore_errors=True)
+        self._path = None
+        self._is_made = False
 
     def close(self) -> None:
         if self._context is not None:
             self._context.close()
             self._context = None
-        if self._directory is not None:
-            import shutil  # slow to import, like `tempfile`
-
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
+        self.clear()
 
     def new_address(self) -> str:
         """Where one more link can be bound."""
@@ -150,15 +161,21 @@ class ZeroMQKind(LinkKind):
         return self._context
 
     def _open_directory(self) -> str:
-        if self._directory is None:
+        path = self._choose_directory()
+        if not self._is_made:
+            os.mkdir(path, 0o700)
+            self._is_made = True
+        return path
+
+    def _choose_directory(self) -> str:
+        if self._path is None:
             import tempfile  # slow to import, and most programs do not need it
 
-            prefix = f"domains-{os.getpid()}-"
-            self._directory = tempfile.mkdtemp(prefix=prefix)  # mode 0700
-            if len(os.fsencode(self._directory)) > _LONGEST_DIRECTORY:
-                os.rmdir(self._directory)
-                self._directory = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
-        return self._directory
+            name = f"domains-{os.getpid()}-{os.urandom(8).hex()}"
+            self._path = os.path.join(tempfile.gettempdir(), name)
+            if len(os.fsencode(self._path)) > _LONGEST_DIRECTORY:
+                self._path = os.path.join("/tmp", name)
+        return self._path
 
 
 _KINDS: dict[str, Callable[[], LinkKind]] = {"socketpair": SocketPairKind, "zmq": ZeroMQKind}

@@ -67,8 +67,9 @@ class LocalProcess(DomainProcess):
 class _LauncherConnection:
     """One launcher process, from its start to its end, and the domains that it has forked."""
 
-    def __init__(self, launcher: LauncherProcess) -> None:
+    def __init__(self, launcher: LauncherProcess, when_lost: Callable[[], object]) -> None:
         self.process = launcher.process
+        self._when_lost = when_lost
         self._control = ControlSocket(launcher.take())
         self._loop = asyncio.get_running_loop()
         self._processes: dict[int, LocalProcess] = {}
@@ -118,6 +119,7 @@ class _LauncherConnection:
     def _lost(self) -> None:
         """The launcher is gone: whether it was asked to go or not, no domain of its lives on."""
         self.gone = True
+        self._when_lost()
         self._loop.remove_reader(self._control.fileno())
         if self._writing:
             self._loop.remove_writer(self._control.fileno())
@@ -174,10 +176,10 @@ class LocalProvider(Provider):
 
     def _connect(self) -> _LauncherConnection:
         if self._connection is None or self._connection.gone:
-            paths = self._remains = self._remains or self._kind.remains()
+            paths = self._remains = self._kind.remains()
             launcher, self._launcher = self._launcher, None
             try:
-                self._connection = _LauncherConnection(launcher or LauncherProcess())
+                self._connection = _LauncherConnection(launcher or LauncherProcess(), self._launcher_gone)
             except OSError as error:
                 raise DomainUnavailable(f"the launcher process could not be started: {error}") from error
             if paths:
@@ -185,11 +187,17 @@ class LocalProvider(Provider):
         return self._connection
 
     def meeting_place(self) -> str | None:
-        address = self._meetings.new_address()
+        connection = self._connect()
         if not self._remains:
             self._remains = self._meetings.remains()
-            self._connect().send(Remove(self._remains))
-        return address
+            connection.send(Remove(self._remains))
+        return self._meetings.new_address()
+
+    def _launcher_gone(self) -> None:
+        """Nobody would remove what is here any more if this process died; and its domains do not live on."""
+        self._kind.clear()
+        self._meetings.clear()
+        self._remains = []
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None

@@ -138,11 +138,22 @@ class Launcher:
             _signal_child(pid, signal.SIGKILL, group=True)
         for pid, _ in self._children.values():
             os.waitpid(pid, 0)
+        self._hear_out()
         if self._remove:
             import shutil  # slow to import, and most launchers have nothing to remove
 
         for path in self._remove:
             shutil.rmtree(path, ignore_errors=True)
+
+    def _hear_out(self) -> None:
+        """Hear what is to be removed from a parent that is going, like all above it, and may only now have begun."""
+        deadline = time.monotonic() + 2 * PARTING_SECONDS
+        with contextlib.suppress(EOFError, OSError):
+            while (left := deadline - time.monotonic()) > 0:
+                for message in self._control.read():
+                    if isinstance(message, Remove):
+                        self._remove = message.paths
+                select.select([self._control.fileno()], [], [], left)
 
     def disown(self) -> None:
         """In a forked domain, or at the end: let go of what belongs to the launcher alone."""

@@ -1,12 +1,17 @@
 """The launcher's death ends its domains; the parent survives it with a clear error, and starts a new one."""
 
+import glob
 import os
 import signal
+import tempfile
 
 import pytest
 
 import domains
 from domains import DomainDied, DomainUnavailable, ExecutorPool, Switch, fiber
+from domains.launcher import lifeline
+from domains.launcher.control import ControlSocket, Remove
+from domains.launcher.warm import LauncherProcess
 
 from .program import Program, wait_until_gone
 
@@ -136,3 +141,38 @@ def test_a_stopped_launcher_does_not_keep_the_program_from_its_end(link, monkeyp
         os.kill(launcher_of(env), signal.SIGSTOP)
 
     domains.run(main, link=link)
+
+
+def test_the_launchers_death_leaves_no_directory_that_nobody_would_remove():
+    def directories():
+        return glob.glob(os.path.join(tempfile.gettempdir(), f"domains-{os.getpid()}-*"))
+
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain:
+            assert await domain.call(_echo, 1) == 1
+            assert len(directories()) == 1
+            os.kill(launcher_of(env), signal.SIGKILL)
+            with pytest.raises(DomainDied):
+                await domain.call(fiber.await_cancel)
+            assert directories() == []
+        assert await env.domain_mgr.run(_echo, 2) == 2
+        assert len(directories()) == 1
+
+    domains.run(main, link="zmq")
+    assert directories() == []
+
+
+def test_a_launcher_that_parts_with_all_above_it_hears_its_parent_out(tmp_path, monkeypatch):
+    above, end = os.pipe()
+    os.close(end)  # whoever is above has begun to part, before the launcher runs
+    monkeypatch.setattr(lifeline, "_inherited", above)
+    launcher = LauncherProcess()
+    os.close(above)
+    remains = tmp_path / "remains"
+    remains.mkdir()
+    control = ControlSocket(launcher.take())
+    control.send(Remove([str(remains)]))
+    assert control.write()
+    control.close()
+    assert launcher.process.wait() == 0
+    assert not remains.exists()
