@@ -163,7 +163,11 @@ class ZeroMQKind(LinkKind):
     def _open_directory(self) -> str:
         path = self._choose_directory()
         if not self._is_made:
-            os.mkdir(path, 0o700)
+            try:
+                os.mkdir(path, 0o700)
+            except OSError:
+                self._path = None  # it may do elsewhere, next time
+                raise
             self._is_made = True
         return path
 

@@ -176,21 +176,21 @@ class LocalProvider(Provider):
 
     def _connect(self) -> _LauncherConnection:
         if self._connection is None or self._connection.gone:
-            paths = self._remains = self._kind.remains()
             launcher, self._launcher = self._launcher, None
             try:
                 self._connection = _LauncherConnection(launcher or LauncherProcess(), self._launcher_gone)
             except OSError as error:
                 raise DomainUnavailable(f"the launcher process could not be started: {error}") from error
-            if paths:
-                self._connection.send(Remove(paths))
+        self._have_removed(self._connection, self._kind.remains())
         return self._connection
 
+    def _have_removed(self, connection: _LauncherConnection, paths: list[str]) -> None:
+        if paths and paths != self._remains:
+            self._remains = paths
+            connection.send(Remove(paths))
+
     def meeting_place(self) -> str | None:
-        connection = self._connect()
-        if not self._remains:
-            self._remains = self._meetings.remains()
-            connection.send(Remove(self._remains))
+        self._have_removed(self._connect(), self._meetings.remains())
         return self._meetings.new_address()
 
     def _launcher_gone(self) -> None:

@@ -134,7 +134,7 @@ def test_a_full_disk_is_the_failure_of_the_job_that_writes(link):
 
 def test_no_place_for_sockets_fails_the_start_of_a_domain(monkeypatch, tmp_path):
     async def main(env):
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        monkeypatch.setattr(tempfile, "tempdir", "/missing")
         with pytest.raises(DomainUnavailable, match="could not be started"):
             await env.domain_mgr.run(_echo, 1)
         monkeypatch.undo()
