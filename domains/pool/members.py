@@ -296,9 +296,11 @@ class Members:
                     f"{handle.error()}"
                 )
                 failure.__cause__ = member.failure or handle.error()
-                self._break_unless_some_serve(failure)
-                return
-        self._restore()
+                self._failure = failure
+        if self._failure is not None and self._has_given_up():
+            self._break_unless_some_serve(self._failure)  # also where the last to end was a retired one
+        else:
+            self._restore()
 
     def _break_unless_some_serve(self, failure: DomainsError) -> None:
         self._failure = failure

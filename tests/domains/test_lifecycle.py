@@ -9,7 +9,7 @@ import time
 import pytest
 
 import domains
-from domains import Closed, ExecutorPool, Switch
+from domains import Closed, DomainUnavailable, ExecutorPool, Switch
 
 
 def run(main, link="socketpair"):
@@ -420,3 +420,35 @@ def test_a_pool_that_closes_lets_initializers_end(tmp_path):
 
     run(main)
     assert ended.exists()
+
+
+def _die_where_told(path):
+    if os.path.exists(path):
+        os._exit(5)
+
+
+def test_a_pool_whose_last_domain_is_a_retired_one_fails_its_jobs_if_no_other_can_start(link, tmp_path):
+    path = tmp_path / "die"
+
+    async def wait(started, promise):
+        path.touch()  # from now on no domain comes up
+        started.resolve(None)
+        return await promise
+
+    async def main(env):
+        began, start = domains.Promise.create()
+        promise, resolver = domains.Promise.create()
+        options = {"max_jobs": 1, "initializer": _die_where_told, "initargs": (path,)}
+        async with ExecutorPool(env.domain_mgr, domain_count=1, **options) as pool, Switch() as switch:
+            last = pool.submit_fork(switch, wait, start, promise, weight=0.1)
+            await began
+            waiting = pool.submit_fork(switch, os.getpid, weight=0.1)
+            while pool._dispatch._members._failure is None:
+                await asyncio.sleep(0.01)
+            assert not waiting.is_resolved
+            resolver.resolve("ended")
+            assert await last == "ended"
+            with pytest.raises(DomainUnavailable, match="cannot start"):
+                await waiting
+
+    domains.run(main, link=link)
