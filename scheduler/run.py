@@ -47,10 +47,10 @@ _COLLECT_BY_DEFAULT = {(700, 10, 10), (2000, 10, 10), (2000, 10, 0)}
 
 
 @contextmanager
-def _collecting_less_often() -> Iterator[None]:
-    """Unless the program has said itself how often garbage is to be collected."""
+def _collecting_less_often(in_main_thread: bool) -> Iterator[None]:
+    """Unless the program has said itself how often garbage is to be collected, or this loop is only a part of it."""
     before = gc.get_threshold()
-    if before not in _COLLECT_BY_DEFAULT:
+    if not in_main_thread or before not in _COLLECT_BY_DEFAULT:
         yield
         return
     gc.set_threshold(*_COLLECT_AFTER)
@@ -89,7 +89,10 @@ def run(
         asyncio.set_event_loop(loop)
         task = _root_task(loop, root, main)
         in_main_thread = threading.current_thread() is threading.main_thread()
-        with _collecting_less_often(), _signals(interruption, handle_signals and in_main_thread, dump_on_signal):
+        with (
+            _collecting_less_often(in_main_thread),
+            _signals(interruption, handle_signals and in_main_thread, dump_on_signal),
+        ):
             try:
                 result = loop.run_until_complete(task)
             except BaseException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -39,3 +40,9 @@ def test_what_the_program_says_meanwhile_stays() -> None:
     gc.set_threshold(700, 10, 10)
     run(main)
     assert gc.get_threshold() == (800, 5, 5)
+
+
+def test_a_loop_in_another_thread_changes_nothing() -> None:
+    gc.set_threshold(700, 10, 10)
+    with ThreadPoolExecutor(1) as executor:
+        assert executor.submit(run, get_threshold).result() == (700, 10, 10)
