@@ -387,9 +387,7 @@ class DomainHandle:
         jobs, self.jobs = self.jobs, {}
         for ticket, job in jobs.items():
             cancelling = self._cancelling.get(ticket)
-            error = self.error(job)
-            job.undelivered(error)
-            job.fail(error if cancelling is None else Cancelled(cancelling.reason))
+            job.fail_undelivered(self.error(job), None if cancelling is None else Cancelled(cancelling.reason))
         self._cancelling.clear()
         if self._watch is not None:
             self._watch.cancel()

@@ -164,9 +164,13 @@ class Job(Generic[T]):
         else:
             self.fail(error)
 
-    def undelivered(self, error: DomainsError) -> None:
-        """Its domain has died, perhaps before it had opened the arguments: what they refer to hears of that."""
+    def fail_undelivered(self, error: DomainsError, failure: BaseException | None = None) -> None:
+        """Nobody can run it, or its domain has died, perhaps before it had opened the arguments.
+
+        What they refer to hears of that; it fails with the same error, or with another `failure`.
+        """
         self._references.undelivered(self.holds, error)
+        self.fail(failure or error)
 
     def fail(self, error: BaseException) -> None:
         self._end(Raised(error, error.__traceback__))

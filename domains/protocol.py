@@ -208,13 +208,17 @@ class CancelSubmitted(Struct, tag=22, array_like=True):
 
 
 class SubmittedEnded(Struct, tag=23, array_like=True, gc=False):
-    """From a pool's home: what a submitted job came to, as in `JobReturned` or `JobRaised`."""
+    """From a pool's home: what a submitted job came to, as in `JobReturned` or `JobRaised`.
+
+    Or that it was `undelivered`: nobody could run it, or whoever should have has died, perhaps before opening it.
+    """
 
     to: int
     sender: int
     number: int
     job: int
     failed: bool
+    undelivered: bool
     data: bytes
     seconds: float
     buffers: int

@@ -169,27 +169,27 @@ class Dispatcher:
         self._close()
         if isinstance(reason, Cancelled) and reason.reason is not None:
             reason = reason.reason
-        self._fail_waiting(lambda: Cancelled(reason))
+        self._fail_waiting(lambda job: job.fail(Cancelled(reason)))
         self._members.cancel_jobs(reason)
-        self._fail_waiting(lambda: Cancelled(reason))  # what was taken back from the domains
+        self._fail_waiting(lambda job: job.fail(Cancelled(reason)))  # what was taken back from the domains
         await self._members.close(CANCELLING_SECONDS)
 
     def _close(self) -> None:
         if self.closed is None:
             self.closed = self.refusal = Closed("the executor pool is closed: submit inside its `async with` block")
 
-    def _fail_waiting(self, failure: Callable[[], BaseException]) -> None:
+    def _fail_waiting(self, fail: Callable[[Job[Any]], None]) -> None:
         for job in self._queue.clear():
-            job.fail(failure())
+            fail(job)
         resting, self._resting = self._resting, {}
         for job, timer in resting.items():
             timer.cancel()
-            job.fail(failure())
+            fail(job)
 
     def broken(self, failure: DomainsError) -> None:
         """Nothing can be run any more: those who wait are told why."""
         self.closed = self.refusal = failure
-        self._fail_waiting(lambda: failure)
+        self._fail_waiting(lambda job: job.fail_undelivered(failure))
 
     # What the members tell
 

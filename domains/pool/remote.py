@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from domains.conversation import Buffers, Conversation
-from domains.errors import Closed, DomainsError, NotPicklable
+from domains.errors import Cancelled, Closed, DomainsError, NotPicklable
 from domains.failures import pack_failure, unpack_failure
 from domains.functions import Function, FunctionCatalogue
 from domains.identity import current
@@ -105,7 +105,11 @@ class RemoteDispatcher:
         if loan is not None:
             loan.ended()  # before whoever waits for it runs on
         pickling = self._references.pickling
-        if message.failed:
+        if message.undelivered:
+            error = unpack_failure(message.data, buffers, pickling)
+            assert isinstance(error, DomainsError)
+            job.fail_undelivered(error, None if reason is None else Cancelled(reason))
+        elif message.failed:
             job.raised(JobRaised(message.job, message.data, message.seconds, 0), buffers, pickling, reason)
         else:
             job.returned(JobReturned(message.job, message.data, message.seconds, 0), buffers, pickling)
@@ -151,7 +155,7 @@ class RelayedJob(Job[None]):
         buffers: Sequence[Any],
         references: References,
         owner: Any,
-        answer: Callable[[bool, bytes, float, Buffers], None],
+        answer: Callable[..., None],
     ) -> None:
         retry = references.pickling.loads(message.retry, ())(message.retries) if message.retries else None
         super().__init__(function, (), references, message.weight, owner, message.priority, retry)
@@ -174,6 +178,11 @@ class RelayedJob(Job[None]):
     def fail(self, error: BaseException) -> None:
         packed = pack_failure(error, self._references.pickling, f"domain {current().name!r}")
         self._answer(True, packed.data, 0.0, packed.buffers)
+        self._end(Returned(None))
+
+    def fail_undelivered(self, error: DomainsError, failure: BaseException | None = None) -> None:
+        packed = pack_failure(error, self._references.pickling, f"domain {current().name!r}")
+        self._answer(True, packed.data, 0.0, packed.buffers, undelivered=True)
         self._end(Returned(None))
 
     def _end(self, result: Result[None]) -> None:
@@ -212,10 +221,18 @@ class PoolKind(Kind):
     def _submit(self, references: References, message: SubmitJob, buffers: Buffers) -> None:
         key = message.sender, message.job
 
-        def answer(failed: bool, data: bytes, seconds: float, buffers: Buffers) -> None:
+        def answer(failed: bool, data: bytes, seconds: float, buffers: Buffers, undelivered: bool = False) -> None:
             self._relayed.pop(key, None)
             ended = SubmittedEnded(
-                message.sender, references.address, message.number, message.job, failed, data, seconds, len(buffers)
+                message.sender,
+                references.address,
+                message.number,
+                message.job,
+                failed,
+                undelivered,
+                data,
+                seconds,
+                len(buffers),
             )
             references.send(ended, buffers)
 
