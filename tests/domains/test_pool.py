@@ -235,7 +235,8 @@ def test_a_higher_priority_starts_first(link, weight, tmp_path):
                 sw.fork(submit, pool, f"low {number}", 0)
             await domains.fiber.yield_now()
             sw.fork(submit, pool, "high", 5)
-            await domains.fiber.yield_now()
+            for _ in range(3):  # until it was sent, and what was sent before it has been taken back
+                await domains.fiber.yield_now()
             await domains.run_in_thread(_write_fifo, fifo)
             await blocked
         return order

@@ -199,9 +199,13 @@ def wait_until_gone(pids: Iterable[int], seconds: float) -> set[int]:
 
 
 def reports(text: str) -> int:
-    """How many errors were reported: a traceback that is another's cause or context belongs to that one's report."""
+    """How many errors were reported: a traceback that is another's cause or context belongs to that one's report.
+
+    Not those that Python ignores: a signal may come while it calls somebody who cannot raise, such as a weak
+    reference's callback, and says so.
+    """
     chained = text.count("direct cause of the following") + text.count("another exception occurred")
-    return text.count("Traceback (most recent call last)") - chained
+    return text.count("Traceback (most recent call last)") - chained - text.count("Exception ignored in")
 
 
 def is_stopped(pid: int) -> bool:

@@ -346,6 +346,7 @@ async def _below(domain_mgr, promise):
 def test_a_domain_that_lives_long_keeps_nothing_of_those_that_have_ended(link):
     async def main(env):
         async with env.domain_mgr.spawn() as old, env.domain_mgr.spawn() as home:
+            await home.call(_pid)  # it has said who it is
             before = await old.call(_how_much_is_known), _known_of_others(env.domain_mgr.references)
             promise = await home.call(_make_promise)
             await home.call(_resolve, "known to all")
