@@ -148,6 +148,7 @@ class _Interruption:
         self._root = root
         self.error: BaseException | None = None
         self.is_immediate = False
+        self._report_others: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
 
     def on_interrupt(self, number: int, frame: FrameType | None) -> None:
         self._interrupt(KeyboardInterrupt())
@@ -161,9 +162,21 @@ class _Interruption:
             self.loop.call_soon_threadsafe(self._root.interrupt, error)
         else:
             self.error = error
-            self.is_immediate = True
+            if not self.is_immediate:
+                self.is_immediate = True
+                self._report_others = self.loop.get_exception_handler()
+                self.loop.set_exception_handler(self._report)
             self.loop.call_soon_threadsafe(self.loop.stop)  # for code that catches what is raised here
             raise error
+
+    def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What ends the program is raised out of it, and no news of the task in which it came."""
+        if isinstance(context.get("exception"), KeyboardInterrupt | SystemExit):
+            return
+        if self._report_others is not None:
+            self._report_others(loop, context)
+        else:
+            loop.default_exception_handler(context)
 
 
 @contextmanager

@@ -232,6 +232,22 @@ def test_a_second_signal_ends_cpu_bound_code(start: Start) -> None:
     assert "KeyboardInterrupt" in end.errors
 
 
+def test_a_second_signal_in_a_forked_fiber_is_reported_once(start: Start) -> None:
+    program = start("""
+        async def spin():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+        async def main():
+            async with Switch() as switch:
+                switch.fork(spin)
+                await wait("main")
+        start(main)
+    """)
+    end = program.end()
+    assert (end.status, end.errors) == (143, "")
+
+
 def test_cpu_bound_code_hears_of_a_first_signal_at_its_next_operation(start: Start) -> None:
     program = start("""
         heard = threading.Event()
