@@ -194,7 +194,8 @@ class References:
         """Have messages of this type that are for this domain handled; others are passed on."""
 
         def receive(message: Any, buffers: Buffers) -> None:
-            self._routes.setdefault(message.sender, conversation)
+            if message.sender != self.address:  # else it comes back from where nobody knows whom it is for any more
+                self._routes.setdefault(message.sender, conversation)
             if message.to == self.address:
                 handler(message, buffers)
             else:
@@ -351,6 +352,8 @@ class References:
         assert isinstance(error, DomainsError)
         home = message.home
         route = self._routes.get(home)
+        if home == self.address or home == self._parent_address:
+            return  # whoever says so cannot be right
         if route is not None and route in self._children.values():
             if route is conversation and home not in self._children:
                 del self._routes[home]

@@ -24,6 +24,7 @@ from domains import (
     Switch,
     fiber,
 )
+from domains.protocol import ReleaseReference
 
 from . import moments
 from .remote import in_pool
@@ -286,5 +287,32 @@ def test_a_tell_that_cannot_be_done_is_logged_and_leaves_the_link_alone(
             await domain.call(release_kept)
             assert domain.alive
         assert "could not release" in caplog.text
+
+    in_pool(main, link)
+
+
+# Messages that come back
+
+
+async def resolve_with_five(resolver: Resolver[int]) -> int:
+    resolver.resolve(5)
+    return 5
+
+
+def test_a_message_that_comes_back_from_a_domain_does_not_make_its_sender_part_of_that(link: str) -> None:
+    async def main(pool: Any) -> None:
+        manager = pool._manager
+        references = manager.references
+        promise, resolver = Promise[int].create()
+        async with manager.spawn() as other:
+            async with manager.spawn() as domain:
+                await other.call(os.getpid)
+                await domain.call(os.getpid)
+                own = ReleaseReference(references.address, references.address, 1)
+                domain._handle.conversation.on_messages([own], [])
+            # It has ended, and the other has heard so: what ended with it are its own objects.
+            assert await other.call(resolve_with_five, resolver) == 5
+            assert promise.is_resolved
+            assert await promise == 5
 
     in_pool(main, link)
