@@ -176,12 +176,7 @@ class Promise(Generic[T]):
         except IndexError:
             return False
         self._result = result
-        if self._waiters is not None:
-            self._wake()
-        else:
-            first, self._first = self._first, None
-            if first is not None:
-                first.resume(None)
+        self._wake()
         return True
 
     def __reduce__(self) -> NoReturn:

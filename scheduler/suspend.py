@@ -14,8 +14,8 @@ from collections.abc import Callable, Generator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from domains.scheduler.context import Cancellation, Fiber, FiberTask, fiber_on
-from domains.scheduler.running import here, remember, running_loop, running_task
+from domains.scheduler.context import Cancellation, Fiber, fiber_on
+from domains.scheduler.running import running_loop
 
 if TYPE_CHECKING:
     from typing import AwaitableGenerator
@@ -126,15 +126,8 @@ def suspend(
     Raises Cancelled, before it calls `begin`, in a cancelled context. A `protected` wait is not ended by the
     cancellation of its context; the `task.cancel()` of somebody else still ends it.
     """
-    loop: Any = here.loop
-    try:
-        fiber: Any = running_task(loop)
-    except RuntimeError:  # no loop runs here
-        fiber = None
-    if loop is None or type(fiber) is not FiberTask:
-        loop = asyncio.get_running_loop()
-        remember(loop)
-        fiber = fiber_on(loop)
+    loop = asyncio.get_running_loop()
+    fiber = fiber_on(loop)
     if not protected:
         cancellation = fiber.context.cancellation
         if cancellation is not None:

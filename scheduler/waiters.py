@@ -67,8 +67,6 @@ class WaitQueue(Generic[T]):
 
     def wake_all(self, value: T) -> int:
         """Resume all who wait at this moment, in order; returns how many."""
-        if len(self._entries) == 1:
-            return self.wake_first(value)
         woken = 0
         for waiter in self._take_all():
             woken += waiter.resume(value)
