@@ -55,11 +55,26 @@ def frame_header(envelope: bytes, buffers: Sequence[memoryview]) -> bytes:
     size = len(envelope)
     if not buffers:
         checksum = crc32(envelope)
-        return _HEADER.pack(_MAGIC, _VERSION, (7 * size + checksum) % 255, size, 0, checksum)
+        return _HEADER.pack(_MAGIC, _VERSION, _check(size, 0, checksum), size, 0, checksum)
     lengths = struct.pack(f"!{len(buffers)}Q", *[buffer.nbytes for buffer in buffers])
     checksum = crc32(envelope, crc32(lengths))
     count = len(buffers)
-    return _HEADER.pack(_MAGIC, _VERSION, (7 * size + 13 * count + checksum) % 255, size, count, checksum) + lengths
+    return _HEADER.pack(_MAGIC, _VERSION, _check(size, count, checksum), size, count, checksum) + lengths
+
+
+def _check(envelope_bytes: int, count: int, checksum: int) -> int:
+    """Odd factors without one in common with 255: no bit of a header that is wrong goes unnoticed."""
+    return (7 * envelope_bytes + 13 * count + checksum) % 255
+
+
+def _read_header(data: bytearray | memoryview[int], start: int) -> tuple[int, int, int]:
+    """The bytes of the envelope, the number of buffers and the checksum. Raises FrameCorrupt."""
+    magic, version, check, envelope_bytes, count, checksum = _unpack_header(data, start)
+    if magic != _MAGIC or version != _VERSION:
+        raise FrameCorrupt("what came is not a frame of this version of domains")
+    if _check(envelope_bytes, count, checksum) != check:
+        raise FrameCorrupt("the header of a frame contradicts itself")
+    return envelope_bytes, count, checksum
 
 
 def byte_view(buffer: Any) -> memoryview[int]:
@@ -75,11 +90,7 @@ def read_parts(head: memoryview[int], buffers: list[memoryview[int]]) -> Frame:
     """
     if len(head) < _HEADER_BYTES:
         raise FrameCorrupt(f"{len(head)} bytes are less than a header")
-    magic, version, check, envelope_bytes, count, checksum = _HEADER.unpack_from(head)
-    if magic != _MAGIC or version != _VERSION:
-        raise FrameCorrupt("what came is not a frame of this version of domains")
-    if (7 * envelope_bytes + 13 * count + checksum) % 255 != check:
-        raise FrameCorrupt("the header of a frame contradicts itself")
+    envelope_bytes, count, checksum = _read_header(head, 0)
     start = _HEADER_BYTES + 8 * count
     if count != len(buffers) or len(head) != start + envelope_bytes:
         raise FrameCorrupt("the parts of a frame are not what its header says")
@@ -149,12 +160,7 @@ class FrameReader:
                     if not available:
                         self._start = self._end = 0
                     return None
-                magic, version, check, envelope_bytes, count, checksum = _unpack_header(self._piece, start)
-                if magic != _MAGIC or version != _VERSION:
-                    raise FrameCorrupt("what came is not a frame of this version of domains")
-                # Odd factors without one in common with 255: no bit that is wrong goes unnoticed.
-                if (7 * envelope_bytes + 13 * count + checksum) % 255 != check:
-                    raise FrameCorrupt("the header of a frame contradicts itself")
+                envelope_bytes, count, checksum = _read_header(self._piece, start)
                 if envelope_bytes > MOST_ENVELOPE_BYTES or count > MOST_BUFFERS:
                     raise FrameCorrupt(f"a frame of {envelope_bytes} bytes and {count} buffers is beyond all limits")
                 total = _HEADER_BYTES + 8 * count + envelope_bytes
