@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["LOCATION_BYTES", "Segment", "address_of", "has_memfd", "location_number"]
+__all__ = ["LOCATION_BYTES", "Segment", "address_of", "has_memfd", "location_number", "random_number"]
 
 _LOCATION = struct.Struct("=QQIiQ32s")
 _NUMBER = struct.Struct("=Q")
@@ -127,12 +127,13 @@ def location_number(location: bytes | memoryview) -> int:
     return number
 
 
-def _random_number() -> int:
-    return int.from_bytes(os.urandom(8)) >> 1  # 63 bits
+def random_number() -> int:
+    """63 bits that nobody can guess."""
+    return int.from_bytes(os.urandom(8)) >> 1
 
 
 def _create_memfd(size_bytes: int) -> Segment:
-    number = _random_number()
+    number = random_number()
     descriptor = os.memfd_create("domains-arena", os.MFD_CLOEXEC)
     try:
         os.ftruncate(descriptor, size_bytes)
@@ -147,7 +148,7 @@ def _create_memfd(size_bytes: int) -> Segment:
 def _create_named(size_bytes: int) -> Segment:
     from multiprocessing import shared_memory  # slow to import, and not needed where there is memfd
 
-    number = _random_number()
+    number = random_number()
     name = f"domains-{os.getpid()}-{os.urandom(4).hex()}"  # macOS takes no more than 31 characters
     made = shared_memory.SharedMemory(name, create=True, size=size_bytes)
     try:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +32,7 @@ from domains.identity import current
 from domains.ipc.carrier import ArenaUse
 from domains.ipc.link import Link, wait_for
 from domains.ipc.pickling import Memory, Payload, Pickling
+from domains.ipc.segments import random_number
 from domains.protocol import DischargeHold, HoldReference, HomeGone, Introduce, ReleaseReference
 from domains.references.calls import Calls, Withdraw
 from domains.references.meetings import Introductions, Meetings
@@ -124,7 +124,7 @@ class References:
     """One process's share in the objects that several domains know. Belongs to one loop and its thread."""
 
     def __init__(self, kinds: Iterable[Kind], switch: Switch, memory: Memory | None = None) -> None:
-        self.address = _random_number()
+        self.address = random_number()
         self.kinds = {kind.name: kind for kind in kinds}
         self.pickling = ReferencePickling(self, memory)
         self.calls = Calls(self, switch)
@@ -423,7 +423,7 @@ class References:
     def _export(self, target: Any, kind: Kind) -> Export:
         export = self._by_identity.get(id(target))
         if export is None:
-            export = Export(_random_number(), target, kind.name)
+            export = Export(random_number(), target, kind.name)
             kind.exported(export)
             self.exports[export.number] = self._by_identity[id(target)] = export
         return export
@@ -622,11 +622,6 @@ def open_domain_manager(default_count: int) -> Any:
     if not _opening or _opening[-1].open_manager is None:
         raise RuntimeError("a domain manager can only be handed to a domain, as a job's argument or inside another one")
     return _opening[-1].open_manager(default_count)
-
-
-def _random_number() -> int:
-    """63 bits that nobody can guess."""
-    return int.from_bytes(os.urandom(8), "little") >> 1
 
 
 def _released(export: Export) -> DomainsError:
