@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
-import weakref
 from typing import NamedTuple
 
 from domains.ipc.leases import this_process
-from domains.ipc.segments import LOCATION_BYTES, Segment, location_number
+from domains.ipc.segments import Segment
+from domains.ipc.slots import SlotPage, SlotPages
 
 __all__ = ["LockHolder", "LockWord"]
 
@@ -37,7 +36,6 @@ _POISONED = 2
 """In the field that says whether somebody waits: closed for good."""
 
 _FIELDS = _WORD_BYTES // 8
-_INDEX = struct.Struct("=I")
 
 
 class LockHolder(NamedTuple):
@@ -51,27 +49,20 @@ class LockHolder(NamedTuple):
         return self.process & 0xFFFFFFFF
 
 
-class _Page:
-    """Lock words that share a file; one object per process and file, since record locks are per process and file."""
+class _Page(SlotPage):
+    """Lock words that share a file; record locks are per process and file. When it is closed no lock is held."""
 
-    def __init__(self, segment: Segment) -> None:
-        self.segment = segment
-        self.fields = memoryview(segment.map).cast("Q")
+    def __init__(self, segment: Segment, slots: int) -> None:
+        super().__init__(segment, slots)
         self.held: dict[int, LockWord] = {}
-        self.free = list(range(_WORDS - 1, -1, -1))  # only its maker gives any away
-        # The last to let go closes it, and no lock is held then.
-        weakref.finalize(self, segment.close).atexit = False
 
 
-_pages: weakref.WeakValueDictionary[int, _Page] = weakref.WeakValueDictionary()
-_newest: weakref.ref[_Page] | None = None
+_pages = SlotPages(_Page, "lock word", _WORDS, _WORD_BYTES)
 
 
 def _forget() -> None:
-    """In a forked child: its parent's locks are not its own, nor are the words that its parent may give away."""
-    global _newest
-    _newest = None
-    for page in _pages.values():
+    """In a forked child: its parent's locks are not its own."""
+    for page in _pages:
         page.held.clear()
 
 
@@ -92,40 +83,17 @@ class LockWord:
     @classmethod
     def create(cls) -> LockWord:
         """A free lock. Raises OSError where the system cannot have such locks, or no more of them."""
-        global _newest
-        page = None if _newest is None else _newest()
-        if page is None or not page.free:
-            segment = Segment.create(_WORDS * _WORD_BYTES)
-            try:
-                segment.commit(0, segment.size_bytes)
-                page = _Page(segment)
-            except BaseException:
-                segment.close()
-                raise
-            _pages[segment.number] = page
-            _newest = weakref.ref(page)
-        word = cls(page, page.free.pop(), True)
-        for field in _HOLDER, _NOTE, _WAITING:
-            page.fields[word._start + field] = 0
-        return word
+        return cls(*_pages.create(), True)
 
     @classmethod
     def attach(cls, descriptor: bytes) -> LockWord:
         """The lock that another process has, while that one lives. Raises OSError if it does not."""
-        location = descriptor[:LOCATION_BYTES]
-        (index,) = _INDEX.unpack_from(descriptor, LOCATION_BYTES)
-        if index >= _WORDS:
-            raise OSError(f"there is no lock word {index}")
-        page = _pages.get(location_number(location))
-        if page is None:
-            segment = Segment.open(location)
-            page = _pages[segment.number] = _Page(segment)
-        return cls(page, index, False)
+        return cls(*_pages.attach(descriptor), False)
 
     @property
     def descriptor(self) -> bytes:
         """By which another process attaches to it, for as long as this process is attached."""
-        return self._page.segment.location + _INDEX.pack(self._index)
+        return self._page.descriptor(self._index)
 
     def try_lock(self, note: int = 0, *, ahead: bool = False) -> bool:
         """Take it if it is free and nobody waits, or though somebody does if `ahead`.

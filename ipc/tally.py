@@ -12,12 +12,9 @@ touch it any more, or is dead.
 
 from __future__ import annotations
 
-import os
-import struct
 import threading
-import weakref
 
-from domains.ipc.segments import LOCATION_BYTES, Segment, location_number
+from domains.ipc.slots import SlotPage, SlotPages
 
 __all__ = ["Tally"]
 
@@ -25,22 +22,10 @@ _TALLIES = 1 << 9
 _TALLY_BYTES = 128  # a cache line for each side
 _COUNT, _OPEN = 0, 8
 _FIELDS = _TALLY_BYTES // 8
-_INDEX = struct.Struct("=I")
 _LOT_BITS = 32
 
 
-class _Page:
-    """Tallies that share a segment."""
-
-    def __init__(self, segment: Segment) -> None:
-        self.segment = segment
-        self.fields = memoryview(segment.map).cast("Q")
-        self.free = list(range(_TALLIES - 1, -1, -1))  # only its maker gives any away
-        weakref.finalize(self, segment.close).atexit = False
-
-
-_made: weakref.WeakSet[_Page] = weakref.WeakSet()
-_attached: weakref.WeakValueDictionary[int, _Page] = weakref.WeakValueDictionary()
+_pages = SlotPages(SlotPage, "tally", _TALLIES, _TALLY_BYTES)
 _fence_lock = threading.Lock()
 
 
@@ -52,7 +37,7 @@ class Tally:
 
     __slots__ = ("_fields", "_index", "_lot", "_page", "_start")
 
-    def __init__(self, page: _Page, index: int) -> None:
+    def __init__(self, page: SlotPage, index: int) -> None:
         self._page = page
         self._fields = page.fields
         self._index = index
@@ -62,39 +47,17 @@ class Tally:
     @classmethod
     def create(cls) -> Tally:
         """A closed one. Raises OSError where there is no shared memory."""
-        page = next((page for page in _made if page.free), None)
-        if page is None:
-            segment = Segment.create(_TALLIES * _TALLY_BYTES)
-            try:
-                segment.commit(0, segment.size_bytes)
-                page = _Page(segment)
-            except BaseException:
-                segment.close()
-                raise
-            _made.add(page)
-            _attached[segment.number] = page
-        tally = cls(page, page.free.pop())
-        for field in _COUNT, _OPEN:
-            tally._fields[tally._start + field] = 0
-        return tally
+        return cls(*_pages.create())
 
     @classmethod
     def attach(cls, descriptor: bytes) -> Tally:
         """That of another process, while that one lives. Raises OSError if it does not."""
-        location = descriptor[:LOCATION_BYTES]
-        (index,) = _INDEX.unpack_from(descriptor, LOCATION_BYTES)
-        if index >= _TALLIES:
-            raise OSError(f"there is no tally {index}")
-        page = _attached.get(location_number(location))
-        if page is None:
-            segment = Segment.open(location)
-            page = _attached[segment.number] = _Page(segment)
-        return cls(page, index)
+        return cls(*_pages.attach(descriptor))
 
     @property
     def descriptor(self) -> bytes:
         """By which the taker attaches to it."""
-        return self._page.segment.location + _INDEX.pack(self._index)
+        return self._page.descriptor(self._index)
 
     # The giver's side
 
@@ -150,11 +113,3 @@ def _fence() -> None:
     """Let what was written before be seen by all before anything is read after: taking a lock is a full barrier."""
     with _fence_lock:
         pass
-
-
-def _forget() -> None:
-    """In a forked child: its parent's tallies are not its own to give away."""
-    _made.clear()
-
-
-os.register_at_fork(after_in_child=_forget)
