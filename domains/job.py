@@ -204,19 +204,11 @@ class Job(Generic[T]):
         try:
             return await self.promise
         except asyncio.CancelledError as cancelled:
-            await self.end(cancelled)
+            if not self.promise.is_resolved:
+                reason = cancelled.reason if isinstance(cancelled, Cancelled) else None
+                self.cancel(reason or cancelled)
+                await self.ended()
             raise
-
-    async def end(self, cancelled: asyncio.CancelledError) -> None:
-        """Cancel it, unless it has ended, for the reason that whoever waited was cancelled; wait until it has ended.
-
-        Cannot be cancelled.
-        """
-        if self.promise.is_resolved:
-            return
-        reason = cancelled.reason if isinstance(cancelled, Cancelled) else None
-        self.cancel(reason or cancelled)
-        await self.ended()
 
     async def ended(self) -> None:
         """Wait until the job has ended, however; cannot be cancelled."""

@@ -42,8 +42,10 @@ class Submissions(Protocol):
     """Where a pool's jobs go: the `Dispatcher` at its home, or what stands for that elsewhere."""
 
     size: int
-    refusal: DomainsError | None
-    """Why no job may be submitted any more, or None."""
+
+    @property
+    def refusal(self) -> DomainsError | None:
+        """Why no job may be submitted any more, or None."""
 
     def push(self, job: Job[Any], /) -> None: ...
     def cancel(self, job: Job[Any], reason: BaseException, /) -> None: ...
@@ -64,8 +66,8 @@ class Dispatcher:
         self._max_jobs = options.max_jobs or 0
         self.closed: DomainsError | None = None
         """Why nothing can be submitted any more, not even by jobs of this pool, or None."""
-        self.refusal: DomainsError | None = None
-        """The same for all others: of them nothing is taken while the pool is drained, either."""
+        self._drained: DomainsError | None = None
+        """Why only jobs of this pool may still submit, or None."""
         self.count = ProgressCount()
         self._unfinished = 0
         self._when_idle: list[Callable[[], object]] = []
@@ -77,6 +79,10 @@ class Dispatcher:
         self._idle: dict[Member, None] = {}
         """Domains that have answered their last job; some have got others since."""
         self._members = Members(manager, options, self)
+
+    @property
+    def refusal(self) -> DomainsError | None:
+        return self.closed or self._drained
 
     def push(self, job: Job[Any]) -> None:
         """Queue a job of which this is the owner; the pool must not be closed."""
@@ -101,15 +107,9 @@ class Dispatcher:
         if handle.jobs or not member.serves or handle.link.is_congested:
             return False
         self._sent_priority = min(self._sent_priority, job.priority)  # nothing was taken back for this one
-        member.load += job.weight
-        job.holder = handle
-        member.sent += 1
-        handle.link.hold()
-        try:
-            handle.start((job,), at_once=True)
-        finally:
-            handle.link.flush()
-        if member.sent == self._max_jobs:
+        is_last = self._assign(job, member)
+        self._send(member, at_once=True)
+        if is_last:
             self._members.retire(member)
         return True
 
@@ -149,8 +149,7 @@ class Dispatcher:
 
     def refuse(self) -> None:
         """Accept nothing more from outside."""
-        if self.refusal is None:
-            self.refusal = Closed("the executor pool is being drained: it takes no new jobs")
+        self._drained = Closed("the executor pool is being drained: it takes no new jobs")
 
     async def all_ended(self) -> None:
         """Wait until no job waits or runs."""
@@ -176,7 +175,7 @@ class Dispatcher:
 
     def _close(self) -> None:
         if self.closed is None:
-            self.closed = self.refusal = Closed("the executor pool is closed: submit inside its `async with` block")
+            self.closed = Closed("the executor pool is closed: submit inside its `async with` block")
 
     def _fail_waiting(self, fail: Callable[[Job[Any]], None]) -> None:
         for job in self._queue.clear():
@@ -188,7 +187,7 @@ class Dispatcher:
 
     def broken(self, failure: DomainsError) -> None:
         """Nothing can be run any more: those who wait are told why."""
-        self.closed = self.refusal = failure
+        self.closed = failure
         self._fail_waiting(lambda job: job.fail_undelivered(failure))
 
     # What the members tell
@@ -308,9 +307,7 @@ class Dispatcher:
         for job in self._queue.in_turn():
             if job.priority > self._sent_priority:
                 self._sent_priority = job.priority
-                for other in self._members:
-                    if other.jobs > 1:
-                        self.take_back(other)  # also what might start, but waits behind a plain job
+                self._take_back_where(lambda m: m.jobs > 1)  # also what might start, but waits behind a plain job
                 return True
             weight = job.weight
             if not in_hand or not FULL_WEIGHT <= member.load < FULL_WEIGHT + ahead * weight:
@@ -326,22 +323,26 @@ class Dispatcher:
                     in_hand = hand
             self._sent_priority = job.priority
             in_hand -= in_hand > 0
-            member.load += weight
-            job.holder = member.handle
-            member.batch.append(job)
-            member.sent += 1
-            if member.sent == self._max_jobs:
+            if self._assign(job, member):
                 available.remove(member)
                 exhausted.append(member)
                 in_hand = 0
         return False
 
-    def _send(self, member: Member) -> None:
+    def _assign(self, job: Job[Any], member: Member) -> bool:
+        """Put a job into a member's batch. True if this is the last that it may have."""
+        member.load += job.weight
+        job.holder = member.handle
+        member.batch.append(job)
+        member.sent += 1
+        return member.sent == self._max_jobs
+
+    def _send(self, member: Member, *, at_once: bool = False) -> None:
         batch, member.batch = member.batch, []
         link = member.handle.link
         link.hold()
         try:
-            member.handle.start(batch)
+            member.handle.start(batch, at_once=at_once)
         finally:
             link.flush()
 
@@ -370,18 +371,16 @@ class Dispatcher:
         if any(m.load < FULL_WEIGHT and m.serves for m in members) and any(
             m.load > FULL_WEIGHT and m.jobs > 1 for m in members
         ):
-            self._take_back_what_is_ahead()
+            self._take_back_where(lambda m: m.load > FULL_WEIGHT)
         elif any(m.serves and not m.jobs for m in members):
             # A plain job keeps those behind it from starting, however little it weighs.
-            for member in members:
-                if member.keeps_jobs_waiting:
-                    self.take_back(member)
+            self._take_back_where(lambda m: m.keeps_jobs_waiting)
         if self._queue.waiting:
             self.answers_came()
 
-    def _take_back_what_is_ahead(self) -> None:
+    def _take_back_where(self, which: Callable[[Member], bool]) -> None:
         for member in self._members:
-            if member.load > FULL_WEIGHT:
+            if which(member):
                 self.take_back(member)
 
     def take_back(self, member: Member) -> None:

@@ -204,16 +204,12 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
             self._references,
             checked_weight(weight),
             dispatch,
-            checked_priority(priority) if priority or type(priority) is not int else 0,
+            checked_priority(priority),
             None if retries == 0 else checked_retry(retries, retry_on, backoff),
         )
         if timeout is None:
             dispatch.push(job)
-            try:
-                return await job.promise
-            except asyncio.CancelledError as cancelled:
-                await job.end(cancelled)
-                raise
+            return await job.outcome()
         with time_limit(checked_seconds("timeout", timeout)):
             dispatch.push(job)
             return await job.outcome()
