@@ -112,6 +112,8 @@ class Members:
         self._planned: dict[object, asyncio.TimerHandle] = {}
         self._restarts = Restarts(2 + options.max_domains)
         self._false_starts = 0
+        self._false_start: DomainUnavailable | None = None
+        """What the end of the last that did not come to serve will mean, if it was one too many."""
         self._lost_launcher: int | None = None
         self._failure: DomainsError | None = None
         self._turns: list[Resolver[None]] = []
@@ -288,17 +290,12 @@ class Members:
                 self._false_starts = 0
             else:
                 self._count_false_start(handle)
+                self._false_start = _cannot_start(member)
             if not handle.was_killed:
                 self._restarts.record_death()
-            if self._has_given_up():
-                failure = DomainUnavailable(
-                    f"the pool's domains cannot start: several in a row ended before they could serve; the last: "
-                    f"{handle.error()}"
-                )
-                failure.__cause__ = member.failure or handle.error()
-                self._failure = failure
-        if self._failure is not None and self._has_given_up():
-            self._break_unless_some_serve(self._failure)  # also where the last to end was a retired one
+        if self._has_given_up():  # perhaps only now, because the last who served was retired
+            assert self._false_start is not None
+            self._break_unless_some_serve(self._false_start)
         else:
             self._restore()
 
@@ -352,3 +349,12 @@ class Members:
         turns, self._turns = self._turns, []
         for resolver in turns:
             resolver.resolve(None)
+
+
+def _cannot_start(member: Member) -> DomainUnavailable:
+    error = member.handle.error()
+    failure = DomainUnavailable(
+        f"the pool's domains cannot start: several in a row ended before they could serve; the last: {error}"
+    )
+    failure.__cause__ = member.failure or error
+    return failure

@@ -452,3 +452,37 @@ def test_a_pool_whose_last_domain_is_a_retired_one_fails_its_jobs_if_no_other_ca
                 await waiting
 
     domains.run(main, link=link)
+
+
+def test_a_pool_whose_last_domain_is_recycled_after_others_could_not_start_fails_its_jobs(link, tmp_path):
+    path = tmp_path / "die"
+
+    async def wait(started, promise):
+        path.touch()  # from now on no domain comes up
+        started.resolve(None)
+        return await promise
+
+    async def main(env):
+        began, start = domains.Promise.create()
+        promise, resolver = domains.Promise.create()
+        options = {"max_jobs": 4, "initializer": _die_where_told, "initargs": (path,)}
+        async with ExecutorPool(env.domain_mgr, min_domains=1, max_domains=2, **options) as pool, Switch() as switch:
+            first = pool.submit_fork(switch, wait, start, promise, weight=1.0)
+            await began
+            members = pool._dispatch._members
+            async with Switch() as others:
+                for _ in range(2):
+                    pool.submit_fork(others, os.getpid, weight=1.0)
+                while members._false_starts < 30:
+                    await asyncio.sleep(0.01)
+                others.cancel()
+            while members._planned or len(list(members)) > 1:
+                await asyncio.sleep(0.01)
+            assert members._failure is None
+            resolver.resolve("ended")
+            assert await first == "ended"
+            with pytest.raises(DomainUnavailable, match="cannot start"):
+                for _ in range(4):
+                    await pool.submit(os.getpid, weight=1.0)
+
+    domains.run(main, link=link)
