@@ -86,6 +86,7 @@ class Round:
         is_told_to_end = self.end == "order"
         words = 0
         running: dict[str, Any] = {}
+        pools: list[str] = []
         while True:
             with contextlib.suppress(Silence):
                 line = program.hear_line(_LOOK_SECONDS)
@@ -96,9 +97,11 @@ class Round:
                 self.counts = collections.Counter(said["counts"])
                 self.problems = said["problems"]
                 running = said["running"]
+                pools = said["pools"]
             things = [(name, *what) for name, what in running.items()]
             for overdue in patience.look([("words", words), *things]):
-                raise Hang(f"no end, in {HANG_SECONDS} s of the program's own time, of {overdue}")
+                state = "".join(f"\n{pool}" for pool in pools)
+                raise Hang(f"no end, in {HANG_SECONDS} s of the program's own time, of {overdue}{state}")
             if not is_told_to_end and time.monotonic() - started > self.seconds:
                 is_told_to_end = True
                 if self.end == "SIGINT":
