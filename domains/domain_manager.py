@@ -27,7 +27,8 @@ from domains.job import Job
 from domains.launcher.provider import Provider
 from domains.protocol import ProtocolCodec
 from domains.references.kinds import kinds
-from domains.references.registry import References, open_domain_manager
+from domains.references.pickling import open_domain_manager
+from domains.references.registry import References
 from domains.scheduler import fiber
 from domains.scheduler.suspend import Suspension, suspend
 from domains.scheduler.switch import Switch

@@ -22,7 +22,7 @@ from domains.ipc.pickling import Pickling
 from domains.passed_function import call_passed, call_passed_async
 
 if TYPE_CHECKING:
-    from domains.references.registry import ReferencePickling
+    from domains.references.pickling import ReferencePickling
 
 _MOST_KNOWN = 1024
 

@@ -21,7 +21,8 @@ from domains.job import Job, JobState
 from domains.lending import Loan, current_loan
 from domains.pool.executor import ExecutorPool
 from domains.protocol import CancelSubmitted, JobRaised, JobReturned, SubmitJob, SubmittedEnded
-from domains.references.registry import Export, Kind, References
+from domains.references.kind import Export, Kind
+from domains.references.registry import References
 from domains.retry import Retry
 from domains.scheduler.promise import Raised, Result, Returned
 

@@ -32,7 +32,8 @@ from domains.scheduler.suspend import suspend
 from domains.scheduler.switch import Switch
 
 if TYPE_CHECKING:
-    from domains.references.registry import Export, References
+    from domains.references.kind import Export
+    from domains.references.registry import References
 
 _log = logging.getLogger("domains")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from domains.references.calls import RemoteObject
-from domains.references.registry import Kind, References
+from domains.references.kind import Kind
+from domains.references.registry import References
 from domains.scheduler.switch import CancelHandle
 
 

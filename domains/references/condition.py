@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from domains.references.calls import Call, RemoteObject
-from domains.references.registry import Kind, References
+from domains.references.kind import Kind
+from domains.references.registry import References
 from domains.scheduler.condition import Condition, lock_again
 from domains.scheduler.context import check
 from domains.scheduler.mutex import Mutex

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from domains.references.calls import RemoteObject, Served, Withdraw
-from domains.references.registry import Kind, References
+from domains.references.kind import Kind
+from domains.references.registry import References
 from domains.scheduler.lazy import Lazy
 
 T = TypeVar("T")

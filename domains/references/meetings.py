@@ -21,7 +21,7 @@ from domains.scheduler.promise import Promise, Resolver
 if TYPE_CHECKING:
     from domains.ipc.carrier import ArenaUse
     from domains.ipc.zeromq import ZeroMQLink
-    from domains.references.registry import References
+    from domains.references.routes import Routes
 
 _log = logging.getLogger("domains")
 
@@ -32,8 +32,8 @@ _PARTING_SECONDS = 0.5
 class Introductions:
     """The parent's side: who has met whom."""
 
-    def __init__(self, references: References, new_address: Callable[[], str | None]) -> None:
-        self._references = references
+    def __init__(self, routes: Routes, new_address: Callable[[], str | None]) -> None:
+        self._routes = routes
         self._new_address = new_address
         self._met: set[frozenset[int]] = set()
         self._invitations: dict[tuple[int, int], Meet] = {}  # for whom, to connect to what whom binds
@@ -47,7 +47,7 @@ class Introductions:
         pair = frozenset((one, other))
         if pair in self._met:
             return  # they sought each other at the same time
-        there = self._references.child(other)
+        there = self._routes.child(other)
         address = None if there is None else self._find_address()
         if there is None or address is None:
             conversation.send(NoMeeting(other))
@@ -72,7 +72,7 @@ class Introductions:
 
     def _bound(self, conversation: Conversation, message: Bound) -> None:
         invitation = self._invitations.pop((message.address, message.sender), None)
-        there = self._references.child(message.address)
+        there = self._routes.child(message.address)
         if invitation is not None and there is not None:
             there.send(invitation if message.waits else NoMeeting(message.sender))
         if not message.waits:
@@ -87,25 +87,25 @@ class Introductions:
 class Meetings:
     """A domain's side: its direct links."""
 
-    def __init__(self, references: References, parent: Conversation, arena: ArenaUse) -> None:
-        self._references = references
+    def __init__(self, routes: Routes, parent: Conversation, arena: ArenaUse) -> None:
+        self._routes = routes
         self._parent = parent
         self._arena = arena
         self._kind = ZeroMQKind()
         self._links: dict[ZeroMQLink, tuple[Promise[None], Resolver[None]]] = {}
         self._peers: dict[Conversation, int] = {}
         parent.handle(Meet, lambda message, _: self._meet(message))
-        parent.handle(NoMeeting, lambda message, _: references.routed(message.address, parent))
+        parent.handle(NoMeeting, lambda message, _: routes.routed(message.address, parent))
 
     def seek(self, address: int) -> None:
         """Ask for a direct link."""
-        self._parent.send(Seek(self._references.address, address))
+        self._parent.send(Seek(self._routes.address, address))
 
     def _meet(self, message: Meet) -> None:
         from domains.ipc.keys import KeyPair
         from domains.ipc.zeromq import ZeroMQLink
 
-        references = self._references
+        routes = self._routes
         ours = KeyPair(message.public, message.secret)
         context = self._kind.open_context()
         where = ProtocolCodec(), message.name, context, message.endpoint
@@ -114,25 +114,25 @@ class Meetings:
                 link = ZeroMQLink.bind(*where, ours, message.peer_public)
             except DomainUnavailable as error:
                 _log.warning("%s; they reach each other by way of their parent", error)
-                self._parent.send(Bound(references.address, message.address, False))
+                self._parent.send(Bound(routes.address, message.address, False))
                 return
-            self._parent.send(Bound(references.address, message.address, True))
+            self._parent.send(Bound(routes.address, message.address, True))
         else:
             link = ZeroMQLink.connect(*where, message.peer_public, ours)
         link.carrier = self._arena.carrier()
-        conversation = Conversation(link, references.pickling, message.name)
-        references.converse(conversation)
+        conversation = Conversation(link, routes.pickling, message.name)
+        routes.converse(conversation)
         self._links[link] = Promise[None].create(f"the end of the link to {message.name}")
         self._peers[conversation] = message.address
 
         def gone(reason: ConnectionLost | None) -> None:
             self._links.pop(link)[1].resolve(None)
             del self._peers[conversation]
-            references.direct_link_gone(conversation, reason)
+            routes.direct_link_gone(conversation, reason)
 
         conversation.when_gone(gone)
         conversation.start()
-        references.routed(message.address, conversation)
+        routes.routed(message.address, conversation)
 
     def leads_to(self, conversation: Conversation, address: int) -> bool:
         """Whether this is the direct link to that domain, and not to one that has started it."""

@@ -19,7 +19,8 @@ from domains.conversation import Conversation
 from domains.errors import DomainDied, DomainsError
 from domains.ipc.lockword import LockWord
 from domains.references.calls import Calls, RemoteObject, Served, Withdraw
-from domains.references.registry import Export, Kind, References
+from domains.references.kind import Export, Kind
+from domains.references.registry import References
 from domains.scheduler.context import Fiber, current_fiber
 from domains.scheduler.mutex import Mutex
 from domains.scheduler.suspend import suspend

@@ -18,7 +18,8 @@ from domains.failures import pack_failure, unpack_failure
 from domains.identity import current
 from domains.ipc.pickling import Payload
 from domains.protocol import PromiseResolved, ResolvePromise, WatchPromise
-from domains.references.registry import Export, Kind, References
+from domains.references.kind import Export, Kind
+from domains.references.registry import References
 from domains.scheduler.promise import Promise, Raised, Resolver, Result, Returned
 
 T = TypeVar("T")

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from domains.errors import DomainsError
 from domains.references.calls import RemoteObject, Served, Withdraw
-from domains.references.registry import Export, Kind, References
+from domains.references.kind import Export, Kind
+from domains.references.registry import References
 from domains.scheduler.context import check
 from domains.scheduler.pool import Pool
 from domains.scheduler.promise import Promise, Resolver

@@ -7,7 +7,8 @@ from typing import Any
 
 from domains.errors import DomainsError
 from domains.references.calls import RemoteObject, Served, Withdraw
-from domains.references.registry import Export, Kind, References
+from domains.references.kind import Export, Kind
+from domains.references.registry import References
 from domains.scheduler.semaphore import Semaphore
 
 

@@ -23,9 +23,10 @@ from typing import Any, TypeVar
 from domains.errors import Closed, ConnectionLost, DomainDied, DomainsError
 from domains.protocol import LendItems, RecallPlaces
 from domains.references.calls import Served
+from domains.references.kind import Export
 from domains.references.lots import Taker
 from domains.references.plain import is_plain
-from domains.references.registry import Export, References
+from domains.references.registry import References
 from domains.scheduler.context import check
 from domains.scheduler.promise import Returned
 from domains.scheduler.stream import Stream

@@ -20,9 +20,10 @@ from domains.ipc.pickling import Payload
 from domains.ipc.tally import Tally
 from domains.protocol import AddItems, LendItems, RecallPlaces
 from domains.references.calls import RemoteObject, Served, Withdraw
+from domains.references.kind import Export, Kind
 from domains.references.lots import LentItems
 from domains.references.plain import MOST_INT, is_plain
-from domains.references.registry import Export, Kind, References
+from domains.references.registry import References
 from domains.references.shared_stream import Adder, Borrower, SharedStream
 from domains.scheduler.context import check
 from domains.scheduler.stream import Stream
