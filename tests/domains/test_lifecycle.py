@@ -427,20 +427,21 @@ def _die_where_told(path):
         os._exit(5)
 
 
+async def _have_others_die(path, began, promise):
+    path.touch()
+    began.resolve(None)
+    return await promise
+
+
 def test_a_pool_whose_last_domain_is_a_retired_one_fails_its_jobs_if_no_other_can_start(link, tmp_path):
     path = tmp_path / "die"
-
-    async def wait(started, promise):
-        path.touch()  # from now on no domain comes up
-        started.resolve(None)
-        return await promise
 
     async def main(env):
         began, start = domains.Promise.create()
         promise, resolver = domains.Promise.create()
         options = {"max_jobs": 1, "initializer": _die_where_told, "initargs": (path,)}
         async with ExecutorPool(env.domain_mgr, domain_count=1, **options) as pool, Switch() as switch:
-            last = pool.submit_fork(switch, wait, start, promise, weight=0.1)
+            last = pool.submit_fork(switch, _have_others_die, path, start, promise, weight=0.1)
             await began
             waiting = pool.submit_fork(switch, os.getpid, weight=0.1)
             while pool._dispatch._members._failure is None:
@@ -457,17 +458,12 @@ def test_a_pool_whose_last_domain_is_a_retired_one_fails_its_jobs_if_no_other_ca
 def test_a_pool_whose_last_domain_is_recycled_after_others_could_not_start_fails_its_jobs(link, tmp_path):
     path = tmp_path / "die"
 
-    async def wait(started, promise):
-        path.touch()  # from now on no domain comes up
-        started.resolve(None)
-        return await promise
-
     async def main(env):
         began, start = domains.Promise.create()
         promise, resolver = domains.Promise.create()
         options = {"max_jobs": 4, "initializer": _die_where_told, "initargs": (path,)}
         async with ExecutorPool(env.domain_mgr, min_domains=1, max_domains=2, **options) as pool, Switch() as switch:
-            first = pool.submit_fork(switch, wait, start, promise, weight=1.0)
+            first = pool.submit_fork(switch, _have_others_die, path, start, promise, weight=1.0)
             await began
             members = pool._dispatch._members
             async with Switch() as others:

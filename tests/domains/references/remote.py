@@ -35,3 +35,14 @@ def in_pool(main: Callable[..., Awaitable[Any]], link: str, count: int = 1) -> A
 async def turns(count: int = 5) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+class Opens:
+    """Is pickled, and cannot be rebuilt."""
+
+    def __reduce__(self) -> Any:
+        return _refuse, ()
+
+
+def _refuse() -> None:
+    raise ValueError("not here")

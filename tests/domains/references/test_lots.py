@@ -14,7 +14,7 @@ import pytest
 from domains import Closed, DomainDied, Stream, Switch, fiber, move_on_after, timeout
 
 from . import moments
-from .remote import in_pool
+from .remote import Opens, in_pool
 
 _kept: list[Any] = []
 
@@ -331,17 +331,6 @@ def test_a_take_in_a_cancelled_context_takes_nothing_of_what_is_lent(link: str) 
         assert len(stream) == 100 - len(seen)
 
     in_pool(main, link)
-
-
-class Opens:
-    """Is pickled, and cannot be rebuilt."""
-
-    def __reduce__(self) -> Any:
-        return _refuse, ()
-
-
-def _refuse() -> None:
-    raise ValueError("not here")
 
 
 def test_items_of_any_kind_arrive_in_their_order(link: str) -> None:  # S39

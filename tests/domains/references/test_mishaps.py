@@ -27,7 +27,7 @@ from domains import (
 from domains.protocol import ReleaseReference
 
 from . import moments
-from .remote import in_pool
+from .remote import Opens, in_pool
 
 
 class Unpicklable(Exception):
@@ -143,17 +143,6 @@ def test_a_section_that_fails_with_what_cannot_travel_poisons_all_the_same(link:
 async def use(resources: Pool[Any]) -> None:
     async with resources.use():
         raise AssertionError("it cannot travel")
-
-
-class Opens:
-    """Cannot be rebuilt anywhere."""
-
-    def __reduce__(self) -> Any:
-        return _refuse, ()
-
-
-def _refuse() -> None:
-    raise ValueError("not here")
 
 
 @pytest.mark.parametrize("make", [threading.Lock, Opens])

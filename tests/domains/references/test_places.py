@@ -14,7 +14,7 @@ from domains import Closed, DomainDied, Promise, Resolver, Stream, Switch, fiber
 from domains.protocol import RecallPlaces
 
 from . import moments
-from .remote import in_pool
+from .remote import Opens, in_pool
 
 _kept: list[Any] = []
 
@@ -53,17 +53,6 @@ def test_an_add_behind_a_close_of_the_same_domain_is_refused(link: str) -> None:
         assert [item async for item in stream] == ["first"]
 
     in_pool(main, link)
-
-
-class Opens:
-    """Is pickled, and cannot be rebuilt."""
-
-    def __reduce__(self) -> Any:
-        return _refuse, ()
-
-
-def _refuse() -> None:
-    raise ValueError("not here")
 
 
 async def add_what_cannot_be_opened(stream: Stream[Any]) -> None:

@@ -9,26 +9,9 @@ from typing import Any
 import pytest
 
 import domains
-from domains import DomainDied, ExecutorPool, Promise, Resolver, Switch
+from domains import DomainDied, Promise, Resolver, Switch
 
-
-def in_pool(main, link, count=1):
-    """Run `main(pool)` in a pool; afterwards nothing is exported any more."""
-
-    async def outer(env):
-        references = env.domain_mgr.references
-        async with ExecutorPool(env.domain_mgr, domain_count=count) as pool:
-            result = await main(pool)
-            for _ in range(1000):
-                gc.collect()
-                await pool.submit(gc.collect, weight=0.0)
-                if not references.exports:
-                    break
-        assert not references.exports, references.exports
-        assert not references._holds, references._holds
-        return result
-
-    return domains.run(outer, link=link)
+from .remote import in_pool
 
 
 def resolve(resolver: Resolver[Any], value: Any) -> None:
