@@ -6,6 +6,7 @@ job has ended, or cancelled when the parent is gone. The exit status is 0 in bot
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from domains.scheduler.promise import Promise
 from domains.scheduler.run import event_loop_factory, run
 from domains.scheduler.switch import Switch
 from domains.standard_streams import print_whole_lines
+from domains.state import domain_state
 
 if TYPE_CHECKING:
     from domains.domain_manager import DomainManager
@@ -40,6 +42,7 @@ event_loop_factory()  # imported here, the loop is in the launcher's image, and 
 def become_domain(birth: Birth, descriptors: Mapping[str, int]) -> int:
     """Live as the domain that `birth` describes; returns the exit status."""
     become(DomainInfo(birth.domain, birth.name, os.getpid()))
+    atexit.register(vars(domain_state).clear)  # after whatever jobs register
     print_whole_lines()
     claims = ReceivedClaims(descriptors)
     interrupts = ReceivedInterrupts(descriptors)

@@ -31,6 +31,7 @@ from domains.launcher.control import (
     Signal,
     Started,
 )
+from domains.launcher.image import outlive_teardown
 from domains.launcher.lifeline import Lifeline, inherit
 
 PARTING_SECONDS = 0.3
@@ -178,6 +179,7 @@ def main(
     for number in _LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
     set_parent_death_signal = _find_parent_death_signal()
+    outlive_teardown()
     gc.freeze()  # what is here now never becomes garbage: collecting would only unshare its pages
     gc.enable()
     if upwards is not None:

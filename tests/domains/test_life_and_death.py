@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 import threading
 
 import pytest
@@ -173,6 +174,36 @@ def test_a_domains_end_cancels_daemons_runs_exit_handlers_and_flushes(link, tmp_
         assert program.hear_rest() == ["job", "daemon cancelled", "exit handler", "parent"]
         assert program.wait() == 0
         assert program.errors == ""
+
+
+def test_what_jobs_left_behind_is_torn_down_as_a_domain_ends(link, tmp_path):  # S62
+    (tmp_path / "left.py").write_text(
+        """
+import os
+
+class Object:
+    def __del__(self):
+        os.write(os.open("deleted", os.O_WRONLY | os.O_CREAT), b"deleted")
+"""
+    )
+
+    def job():
+        sys.path.insert(0, str(tmp_path))
+        os.chdir(tmp_path)
+        import left  # type: ignore[import-not-found]
+
+        left.object = left.Object()
+        left.file = open("flushed", "w")  # noqa: SIM115 - it is left open
+        left.file.write("flushed")
+        domains.domain_state.file = open("kept", "w")  # noqa: SIM115
+        domains.domain_state.file.write("kept")
+
+    async def main(env):
+        await env.domain_mgr.run(job)
+
+    domains.run(main, link=link)
+    for name in "deleted", "flushed", "kept":
+        assert (tmp_path / name).read_text() == name
 
 
 @pytest.mark.parametrize("kind", ["SystemExit(5)", "KeyboardInterrupt()"])
