@@ -22,6 +22,12 @@ _PATIENCE_SECONDS = 5.0
 _OURS_IN_TMP = "domains-"
 
 
+def pytest_collection_finish() -> None:
+    """What is here now stays: no collection of garbage need look at it, and the tests make many."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(params=["socketpair", "zmq"])
 def link(request: pytest.FixtureRequest) -> str:
     """Each kind of link between a parent and its domains."""
