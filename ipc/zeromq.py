@@ -20,7 +20,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import zmq
@@ -48,6 +48,11 @@ _HANDSHAKE_MS = 10_000
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
+_CONTEXT_DESCRIPTORS = 12
+_LINK_DESCRIPTORS = 8
+"""More than libzmq opens at once, for its threads and for a socket with its monitor, listener and connection."""
+
+
 class ZeroMQContext:
     """ZeroMQ as one loop of one process uses it: its context, and who may connect to which bound link.
 
@@ -55,6 +60,8 @@ class ZeroMQContext:
     """
 
     def __init__(self) -> None:
+        """Raises DomainUnavailable where ZeroMQ cannot have what it needs."""
+        _check_descriptors(_CONTEXT_DESCRIPTORS)
         self._context = zmq.Context()
         self._allowed: dict[bytes, bytes] = {}
         self._gate = self._context.socket(zmq.ROUTER)
@@ -64,6 +71,8 @@ class ZeroMQContext:
         self._loop.add_reader(self._gate.fileno(), self.check_keys)
 
     def socket(self) -> zmq.Socket[bytes]:
+        """One end of a link. Raises DomainUnavailable if there can be none."""
+        _check_descriptors(_LINK_DESCRIPTORS)
         made = self._context.socket(zmq.PAIR)
         made.sndhwm = made.rcvhwm = _FRAMES_IN_QUEUE
         made.linger = 0
@@ -140,22 +149,15 @@ class ZeroMQLink(Link):
     ) -> ZeroMQLink:
         """The end that waits for the client with that key. Raises DomainUnavailable if it cannot be bound."""
         endpoint = address.encode()
-        try:
-            bound = context.socket()
-        except zmq.ZMQError as error:
-            raise DomainUnavailable(f"no link to {name} can be opened: {error}") from error
-        try:
+        with _opened(context, name, address) as bound:
             bound.curve_server = 1
             bound.curve_secretkey = server.secret
             bound.curve_publickey = server.public
             bound.zap_domain = endpoint
-            context.allow(endpoint, client_public)
+            link = cls(codec, name, context, bound, endpoint, lifeline)
             bound.bind(address)
-            return cls(codec, name, context, bound, endpoint, lifeline)
-        except zmq.ZMQError as error:
-            bound.close()
-            context.disallow(endpoint)
-            raise DomainUnavailable(f"no link to {name} can be opened at {address}: {error}") from error
+            context.allow(endpoint, client_public)
+            return link
 
     @classmethod
     def connect(
@@ -168,14 +170,14 @@ class ZeroMQLink(Link):
         client: KeyPair,
         lifeline: socket.socket | None = None,
     ) -> ZeroMQLink:
-        """The end that connects to a bound one, with the keys that it was handed."""
-        connecting = context.socket()
-        connecting.curve_serverkey = server_public
-        connecting.curve_publickey = client.public
-        connecting.curve_secretkey = client.secret
-        link = cls(codec, name, context, connecting, b"", lifeline)
-        connecting.connect(address)
-        return link
+        """The end that connects to a bound one, with the keys that it was handed. Raises DomainUnavailable."""
+        with _opened(context, name, address) as connecting:
+            connecting.curve_serverkey = server_public
+            connecting.curve_publickey = client.public
+            connecting.curve_secretkey = client.secret
+            link = cls(codec, name, context, connecting, b"", lifeline)
+            connecting.connect(address)
+            return link
 
     def _open(self) -> None:
         self._watch(self._socket.fileno(), self._work)
@@ -343,6 +345,27 @@ class ZeroMQLink(Link):
         self._socket.close(_LINGER_MS if orderly else 0)
         if self._lifeline is not None:
             self._lifeline.close()
+
+
+@contextlib.contextmanager
+def _opened(context: ZeroMQContext, name: str, address: str) -> Iterator[zmq.Socket[bytes]]:
+    """A socket for a link, closed again if the link cannot be opened; that is told as DomainUnavailable."""
+    made = context.socket()
+    try:
+        yield made
+    except zmq.ZMQError as error:
+        made.close()
+        raise DomainUnavailable(f"no link to {name} can be opened at {address}: {error}") from error
+
+
+def _check_descriptors(count: int) -> None:
+    """See that so many more can be opened: where libzmq gets none for its own use it ends the process."""
+    with contextlib.ExitStack() as opened:
+        try:
+            for _ in range(count):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            raise DomainUnavailable(f"there is nothing to open a ZeroMQ link with: {error}") from error
 
 
 def _is_readable(connection: socket.socket) -> bool:

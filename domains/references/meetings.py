@@ -73,10 +73,13 @@ class Introductions:
     def _bound(self, conversation: Conversation, message: Bound) -> None:
         invitation = self._invitations.pop((message.address, message.sender), None)
         there = self._routes.child(message.address)
-        if invitation is not None and there is not None:
-            there.send(invitation if message.waits else NoMeeting(message.sender))
         if not message.waits:
             conversation.send(NoMeeting(message.address))
+        if there is not None:
+            if not message.waits:
+                there.send(NoMeeting(message.sender))
+            elif invitation is not None:
+                there.send(invitation)
 
     def forget(self, address: int) -> None:
         """That domain has ended."""
@@ -95,30 +98,20 @@ class Meetings:
         self._links: dict[ZeroMQLink, tuple[Promise[None], Resolver[None]]] = {}
         self._peers: dict[Conversation, int] = {}
         parent.handle(Meet, lambda message, _: self._meet(message))
-        parent.handle(NoMeeting, lambda message, _: routes.routed(message.address, parent))
+        parent.handle(NoMeeting, lambda message, _: self._no_meeting(message.address))
 
     def seek(self, address: int) -> None:
         """Ask for a direct link."""
         self._parent.send(Seek(self._routes.address, address))
 
     def _meet(self, message: Meet) -> None:
-        from domains.ipc.keys import KeyPair
-        from domains.ipc.zeromq import ZeroMQLink
-
         routes = self._routes
-        ours = KeyPair(message.public, message.secret)
-        context = self._kind.open_context()
-        where = ProtocolCodec(), message.name, context, message.endpoint
-        if message.binds:
-            try:
-                link = ZeroMQLink.bind(*where, ours, message.peer_public)
-            except DomainUnavailable as error:
-                _log.warning("%s; they reach each other by way of their parent", error)
-                self._parent.send(Bound(routes.address, message.address, False))
-                return
-            self._parent.send(Bound(routes.address, message.address, True))
-        else:
-            link = ZeroMQLink.connect(*where, message.peer_public, ours)
+        try:
+            link = self._open_end(message)
+        except (DomainUnavailable, OSError, ImportError) as error:  # where nothing can be opened, no module can
+            _log.warning("no direct link to %s: %s; messages go by way of the parent", message.name, error)
+            self._parent.send(Bound(routes.address, message.address, False))
+            return
         link.carrier = self._arena.carrier()
         conversation = Conversation(link, routes.pickling, message.name)
         routes.converse(conversation)
@@ -127,12 +120,36 @@ class Meetings:
 
         def gone(reason: ConnectionLost | None) -> None:
             self._links.pop(link)[1].resolve(None)
-            del self._peers[conversation]
-            routes.direct_link_gone(conversation, reason)
+            routes.direct_link_gone(conversation, self._peers.pop(conversation, None), reason)
 
         conversation.when_gone(gone)
         conversation.start()
-        routes.routed(message.address, conversation)
+        if message.binds:
+            # Nothing goes this way before the other has come, and said who it is: it may not be able to.
+            self._parent.send(Bound(routes.address, message.address, True))
+        else:
+            routes.routed(message.address, conversation)
+
+    def _open_end(self, message: Meet) -> ZeroMQLink:
+        from domains.ipc.keys import KeyPair
+        from domains.ipc.zeromq import ZeroMQLink
+
+        ours = KeyPair(message.public, message.secret)
+        where = ProtocolCodec(), message.name, self._kind.open_context(), message.endpoint
+        if message.binds:
+            return ZeroMQLink.bind(*where, ours, message.peer_public)
+        return ZeroMQLink.connect(*where, message.peer_public, ours)
+
+    def _no_meeting(self, address: int) -> None:
+        self.give_up(address)
+        self._routes.routed(address, self._parent)
+
+    def give_up(self, address: int) -> None:
+        """That domain is not going to come to a link that waits for it."""
+        for conversation, peer in list(self._peers.items()):
+            if peer == address and self._routes.link_to(address) is not conversation.link:
+                del self._peers[conversation]
+                conversation.link.abort(None)
 
     def leads_to(self, conversation: Conversation, address: int) -> bool:
         """Whether this is the direct link to that domain, and not to one that has started it."""

@@ -190,7 +190,7 @@ class Routes(ABC):
         return conversation if conversation is not None and conversation.link.is_open else None
 
     def _introduced(self, conversation: Conversation, message: Introduce) -> None:
-        self._routes[message.address] = conversation
+        self.routed(message.address, conversation)
         if conversation is self._parent:
             self._parent_address = message.address
 
@@ -202,18 +202,21 @@ class Routes(ABC):
         if self._parent is not None and self._parent.link.is_open:
             self._parent.send(message)
 
-    def direct_link_gone(self, conversation: Conversation, reason: ConnectionLost | None) -> None:
+    def direct_link_gone(self, conversation: Conversation, peer: int | None, reason: ConnectionLost | None) -> None:
         """A direct link has ended: because its peer has died or is about to end, which the parent says, or by a fault.
 
-        What is for the peer waits until that is known.
+        What is for the peer waits until that is known. It is None if nobody waits for that one to come any more.
         """
         error = self._ending.pop(conversation, None)
-        for address in [address for address, route in self._routes.items() if route is conversation]:
-            del self._routes[address]
+        gone = {address for address, route in self._routes.items() if route is conversation}
+        if peer is not None and peer not in self._routes:
+            gone.add(peer)
+        for address in gone:
+            self._routes.pop(address, None)
             if error is not None:
                 self._gone(address, error)
             else:
-                self._seeking[address] = []
+                self._seeking.setdefault(address, [])
                 lost = reason or ConnectionLost(f"{conversation.peer} has said goodbye")
                 self._loop.call_later(_VERDICT_SECONDS, self._lost, address, lost)
 
@@ -224,6 +227,8 @@ class Routes(ABC):
     def _gone(self, address: int, error: DomainsError) -> None:
         """Nothing comes from that address any more, nor goes there."""
         self._routes.pop(address, None)
+        if self._meetings is not None:
+            self._meetings.give_up(address)
         seeking = self._seeking.pop(address, ())
         if seeking or self._knows(address):
             self._unreachable[address] = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from typing import Any
 
@@ -143,3 +144,60 @@ def test_a_plain_job_meets_a_sibling_and_is_heard_before_it_ends(link: str) -> N
             os.close(writing)
 
     assert in_pool(main, link, 2) == "said"
+
+
+def exhaust() -> int:
+    """From now on this domain can open nothing any more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
+    _opened.extend(iter(open_something, None))
+    return os.getpid()
+
+
+_opened: list[int] = []
+
+
+def open_something() -> int | None:
+    try:
+        return os.open(os.devnull, os.O_RDONLY)
+    except OSError:
+        return None
+
+
+async def echo_from(hand_out: Resolver[Any]) -> list[int]:
+    """Hands out two streams that have their home here, and sends back what comes on one over the other."""
+    there: Stream[int] = Stream(2)
+    back: Stream[int] = Stream(2)
+    hand_out.resolve((there, back))
+    seen = []
+    async for item in there:
+        seen.append(item)
+        await back.add(item)
+    return seen
+
+
+async def talk_to(streams: tuple[Any, Any]) -> list[int]:
+    there, back = streams
+    heard = []
+    for number in range(100):
+        await there.add(number)
+        heard.append(await back.take())
+    there.close()
+    return heard
+
+
+@pytest.mark.parametrize("exhausted", ["home", "speaker"])
+def test_two_domains_of_which_one_can_open_nothing_talk_by_way_of_their_parent(link: str, exhausted: str) -> None:
+    async def main(pool: Any) -> None:
+        manager = pool._manager
+        handed: Promise[Any]
+        handed, hand_out = Promise.create("streams")
+        async with manager.spawn() as home, manager.spawn() as speaker, Switch() as switch:
+            domain = {"home": home, "speaker": speaker}[exhausted]
+            pid = await domain.call(exhaust)
+            echoing = switch.fork_promise(home.call, echo_from, hand_out)
+            assert await speaker.call(talk_to, await handed) == list(range(100))
+            assert await echoing == list(range(100))
+            assert await domain.call(os.getpid) == pid
+
+    in_pool(main, link)
