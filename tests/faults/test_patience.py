@@ -68,7 +68,8 @@ faulthandler.register(signal.SIGWINCH)
 
 async def keep_talking():
     for number in range(10_000):
-        say({"counts": {"done": 3}, "problems": [], "running": {"0": ["lock", 7], "1": ["map", number]}})
+        running = {"0": ["lock", 7], "1": ["map", number]}
+        say({"counts": {"done": 3}, "problems": [], "running": running, "pools": ["a pool"]})
         await asyncio.sleep(0.05)
 
 async def main(env):
@@ -89,6 +90,7 @@ def test_a_round_of_the_soak_test_finds_the_operation_that_hangs(monkeypatch, tm
     assert found.counts["done"] == 3
     (problem,) = found.problems
     assert "('0', 'lock', 7)" in problem
+    assert "a pool" in problem
     assert "fiber 'main' waits" in problem
 
 
