@@ -9,6 +9,7 @@ link: the two sides no longer agree on what was said.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,8 +80,9 @@ class Conversation:
             callback()
 
     def on_gone(self, reason: ConnectionLost | None) -> None:
-        for callback in self._when_gone:
-            callback(reason)
+        with contextlib.ExitStack() as all_told:  # also if one of them raises
+            for callback in reversed(self._when_gone):
+                all_told.callback(callback, reason)
 
     def _refuse(self, message: Any, why: str, error: Exception | None = None) -> None:
         text = f"{type(message).__name__} from {self.peer} was refused: {why}"

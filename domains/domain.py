@@ -7,6 +7,7 @@ said before is heard: then, and only then, what it still owed fails with `Domain
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -382,15 +383,19 @@ class DomainHandle:
             self._last_words.cancel()
         self.state = DomainState.ENDED
         assert self.ending is not None
-        for callback in self._when_ended:
-            callback(self)
-        jobs, self.jobs = self.jobs, {}
-        for ticket, job in jobs.items():
-            cancelling = self._cancelling.get(ticket)
-            job.fail_undelivered(self.error(job), None if cancelling is None else Cancelled(cancelling.reason))
-        self._cancelling.clear()
         if self._watch is not None:
             self._watch.cancel()
-        self.claims.close()
-        self.interrupts.close()
-        self._end.resolve(self.ending)
+        with contextlib.ExitStack() as steps:  # all are taken, also if one raises: nobody waits for ever
+            steps.callback(self._end.resolve, self.ending)
+            steps.callback(self.interrupts.close)
+            steps.callback(self.claims.close)
+            steps.callback(self._fail_jobs)
+            for callback in reversed(self._when_ended):
+                steps.callback(callback, self)
+
+    def _fail_jobs(self) -> None:
+        jobs, self.jobs = self.jobs, {}
+        cancellings, self._cancelling = self._cancelling, {}
+        for ticket, job in jobs.items():
+            cancelling = cancellings.get(ticket)
+            job.fail_undelivered(self.error(job), None if cancelling is None else Cancelled(cancelling.reason))

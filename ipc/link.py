@@ -297,12 +297,14 @@ class Link(ABC):
 
     def _tell_gone(self, reason: ConnectionLost | None) -> None:
         self.is_congested = False
-        if self.carrier is not None:
-            self.carrier.gone()
-        self._tell_writable()
         receiver, self._receiver = self._receiver, None
         assert receiver is not None
-        receiver.on_gone(reason)
+        try:
+            if self.carrier is not None:
+                self.carrier.gone()
+            self._tell_writable()
+        finally:  # who waits for that must hear of it, whatever others make of it
+            receiver.on_gone(reason)
 
 
 def wait_for(links: Iterable[Link]) -> None:

@@ -105,6 +105,9 @@ class _LauncherConnection:
                 self._hear(message)
         except EOFError:
             self._lost()
+        except BaseException:
+            self._loop.call_soon(self._read)  # what else has come is heard all the same
+            raise
 
     def _hear(self, message: ControlMessage) -> None:
         if isinstance(message, Started):
@@ -127,12 +130,13 @@ class _LauncherConnection:
         self.process.wait()  # its socket closed as it ended
         why = f"its launcher process {self.process.pid} ended with status {self.process.returncode}"
         processes, self._processes = self._processes, {}
-        for process in processes.values():
-            if process.pid is not None and not sys.platform.startswith("linux"):
-                with contextlib.suppress(ProcessLookupError):  # Linux kills them by their parent-death signal
-                    os.killpg(process.pid, 9)
-            process.ended(Ending(None, None, why=why, launcher=self.process.pid))
-        self._end.resolve(None)
+        with contextlib.ExitStack() as steps:  # all are taken, also if one raises: nobody waits for ever
+            steps.callback(self._end.resolve, None)
+            for process in reversed(processes.values()):
+                if process.pid is not None and not sys.platform.startswith("linux"):
+                    with contextlib.suppress(ProcessLookupError):  # Linux kills them by their parent-death signal
+                        os.killpg(process.pid, 9)
+                steps.callback(process.ended, Ending(None, None, why=why, launcher=self.process.pid))
 
     def hang_up(self) -> None:
         """Say that nothing more comes: the launcher ends its domains and itself, and `ended` is resolved."""

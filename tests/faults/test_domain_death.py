@@ -332,3 +332,27 @@ def test_a_job_that_ends_as_its_parent_is_gone_ends_quietly(link, job, outcome, 
 
     domains.run(main, link=link)
     assert capfd.readouterr().err == ""
+
+
+def test_a_fault_where_a_death_is_dealt_with_keeps_nobody_from_hearing_of_it(link):
+    raised = []
+
+    def fail(_):
+        raise RuntimeError("a fault")
+
+    async def main(env):
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context["exception"]))
+        async with env.domain_mgr.spawn() as domain, env.domain_mgr.spawn() as other, Switch() as sw:
+            domain._handle.when_ended(fail)
+            domain._handle.conversation.when_gone(fail)
+            waiting = sw.fork_promise(domain.call, fiber.await_cancel)
+            launcher = env.domain_mgr._provider._connection.process.pid
+            for each in domain, other:
+                await each.call(os.getpid)
+            os.kill(launcher, signal.SIGKILL)
+            for promise in waiting, sw.fork_promise(other.call, fiber.await_cancel):
+                with pytest.raises(DomainDied):
+                    await promise
+
+    domains.run(main, link=link)
+    assert {str(error) for error in raised} == {"a fault"}
