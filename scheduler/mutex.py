@@ -47,7 +47,7 @@ class Mutex:
     def __init__(self, label: str | None = None) -> None:
         self.label = label
         self._state: Hashable | _Poison | None = None  # None is free, anything else that is no _Poison the holder
-        self._waiters: WaitQueue[None] | None = None  # None unless somebody waits, or has until now
+        self._waiters: WaitQueue[None] | None = None  # None unless somebody waits, or has until now, or it is shared
 
     def __repr__(self) -> str:
         name = "" if self.label is None else f" {self.label!r}"
@@ -75,7 +75,12 @@ class Mutex:
         nothing.
         """
         fiber: Any = running_task(here.loop)
-        if self._state is None and type(fiber) is FiberTask and fiber.context.cancellation is None:
+        if (
+            self._state is None
+            and self._waiters is None
+            and type(fiber) is FiberTask
+            and fiber.context.cancellation is None
+        ):
             self._state = fiber
         else:
             await self._lock(current_fiber())
@@ -136,11 +141,14 @@ class Mutex:
 
     def _wait(self, waiter: Waiter[None], holder: Hashable) -> Callable[[Any], object]:
         assert self.is_locked
-        waiters = self._waiters
-        if waiters is None:
-            waiters = self._waiters = WaitQueue()
-        waiters.join(waiter, holder)
-        return waiters.withdraw
+        if self._waiters is None:
+            self._waiters = WaitQueue()
+        self._waiters.join(waiter, holder)
+        return lambda waiter: self._withdraw(waiter)  # it may be shared by then, or not any more
+
+    def _withdraw(self, waiter: Waiter[None]) -> None:
+        if self._waiters is not None:
+            self._waiters.withdraw(waiter)
 
     def _unlock(self, holder: Hashable) -> None:
         state = self._state

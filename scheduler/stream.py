@@ -34,6 +34,11 @@ class Stream(Generic[T]):
             raise ValueError(f"capacity must be at least 0, but is {capacity}")
         self.capacity = capacity
         self.label = label
+        self._local_capacity = capacity
+        """The capacity while only this domain knows the stream, else 0: then what there is room for takes more to say.
+
+        So the methods that anybody may have taken hold of before a stream is shared, or not any more, go right after.
+        """
         self._items: deque[T] = deque()
         self._takers: WaitQueue[T] = WaitQueue()
         self._adders: WaitQueue[None] = WaitQueue()
@@ -67,9 +72,13 @@ class Stream(Generic[T]):
             raise Closed(f"{self!r} takes no more items")
         if self._takers and self._takers.wake_first(item):
             return True
-        if len(self._items) < self.capacity:
+        if len(self._items) < self._local_capacity:
             self._items.append(item)
             return True
+        return self._put(item)
+
+    def _put(self, item: T) -> bool:
+        """Put an item at the end of a stream that others know, if there is room."""
         return False
 
     async def take(self) -> T:
@@ -79,14 +88,12 @@ class Stream(Generic[T]):
         """
         check()
         items = self._items
-        if 0 < len(items) < self.capacity:  # then nobody waits
+        if 0 < len(items) < self._local_capacity:  # then nobody waits
             return items.popleft()
-        return await self._take_in_turn()
+        found, item = self._take()
+        return item if found else await self._take_in_turn()
 
     async def _take_in_turn(self) -> T:
-        found, item = self._take()
-        if found:
-            return item
         if self._is_drained:
             raise Closed(f"{self!r} has no more items")
         return await suspend(self._wait_to_take, "Stream.take", self)
@@ -126,7 +133,10 @@ class Stream(Generic[T]):
         if not self._closed:
             self._closed = True
             self._adders.throw_all(lambda: Closed(f"{self!r} was closed while an item waited to be added"))
-            self._tell_takers()
+            self._has_closed()
+
+    def _has_closed(self) -> None:
+        self._tell_takers()
 
     @property
     def _is_drained(self) -> bool:
@@ -142,8 +152,11 @@ class Stream(Generic[T]):
     async def __anext__(self) -> T:
         check()
         items = self._items
-        if 0 < len(items) < self.capacity:
+        if 0 < len(items) < self._local_capacity:
             return items.popleft()
+        found, item = self._take()
+        if found:
+            return item
         try:
             return await self._take_in_turn()
         except Closed:

@@ -23,7 +23,6 @@ from domains.references.kind import Export, Kind
 from domains.references.registry import References
 from domains.scheduler.context import Fiber, current_fiber
 from domains.scheduler.mutex import Mutex
-from domains.scheduler.suspend import suspend
 from domains.scheduler.waiters import Waiter, WaitQueue
 from domains.scheduler.yielding import yield_now
 
@@ -45,7 +44,11 @@ class _Turn:
 
 
 class SharedMutex(Mutex):
-    """A mutex at its home, while other domains know it: made of a `Mutex`, and made one again in the end."""
+    """A mutex at its home, while other domains know it: made of a `Mutex`, and made one again in the end.
+
+    Only what `Mutex`'s own methods call is different, never these: they may have been taken hold of before. It always
+    has a queue, so that they take no short cut.
+    """
 
     __slots__ = ()
 
@@ -59,6 +62,8 @@ class SharedMutex(Mutex):
         mutex._word = word
         mutex._ahead = None
         mutex._streak = 0
+        if mutex._waiters is None:
+            mutex._waiters = WaitQueue()
         mutex.__class__ = cls
         if mutex.is_poisoned:
             word.mark_poisoned()
@@ -74,6 +79,8 @@ class SharedMutex(Mutex):
             word.unlock()
         word.close()
         del self._calls, self._word, self._ahead, self._streak
+        if not self._waiters:
+            self._waiters = None
         self.__class__ = Mutex  # type: ignore[assignment]
 
     # As a mutex
@@ -89,24 +96,13 @@ class SharedMutex(Mutex):
     def is_locked(self) -> bool:
         return not self.is_poisoned and self._word.holder is not None
 
-    async def lock(self) -> None:
-        fiber = current_fiber()
-        cancellation = fiber.context.cancellation
-        if cancellation is not None:
-            raise cancellation.tell(fiber)
-        if self._state is fiber:
-            raise RuntimeError(f"{self!r} is held by the very fiber that locks it: this would wait forever")
+    async def _lock(self, fiber: Fiber) -> None:
         self._streak += 1
         if self._streak > _LONGEST_STREAK:
             # Whoever else wants it asks by a message, which is not read before the loop turns.
             self._streak = 0
             await yield_now()
-        if not self._try_lock(fiber):
-            self._streak = 0
-            await suspend(lambda suspension: self._queue(suspension, fiber), "Mutex.lock", self)
-
-    def unlock(self) -> None:
-        self._unlock(current_fiber())
+        await Mutex._lock(self, fiber)  # no `super`: it may not be shared any more
 
     def _try_lock(self, holder: Hashable) -> bool:
         if self.is_poisoned:
@@ -134,6 +130,7 @@ class SharedMutex(Mutex):
         word: LockWord = self._word
         word.mark_poisoned()
         super()._poison(cause)
+        self._waiters = WaitQueue()
         if word.is_mine:
             word.unlock()
 
@@ -152,19 +149,17 @@ class SharedMutex(Mutex):
         word.recover(_WRITES)
         return True
 
-    def _queue(self, waiter: Waiter[None], holder: Hashable) -> Callable[[Any], object]:
-        waiters = self._waiters
-        if waiters is None:
-            waiters = self._waiters = WaitQueue()
-        waiters.join(waiter, holder)
+    def _wait(self, waiter: Waiter[None], holder: Hashable) -> Callable[[Any], object]:
+        self._streak = 0
+        assert self._waiters is not None
+        self._waiters.join(waiter, holder)
         self._word.mark_waiting()
         self.advance()
+        return lambda waiter: self._withdraw(waiter)
 
-        def withdraw(waiter: Any) -> None:
-            waiters.withdraw(waiter)
-            self._reopen()
-
-        return withdraw
+    def _withdraw(self, waiter: Waiter[None]) -> None:
+        super()._withdraw(waiter)
+        self._reopen()
 
     def advance(self) -> None:
         """If the word is free, the first who waits takes it, or is sent ahead to take it."""
@@ -188,7 +183,6 @@ class SharedMutex(Mutex):
 
     def _reopen(self) -> None:
         if not self._waiters and self._ahead is None and not self._word.is_poisoned:
-            self._waiters = None
             self._word.clear_waiting()
 
     def arrived(self, sender: int, call: int, took: bool) -> None:
@@ -374,7 +368,7 @@ def _lock(mutex: SharedMutex, served: Served, again: bool) -> Withdraw | None:
     if mutex.is_poisoned:
         raise mutex._poisoned()
     turn = _Turn(served.sender, served.call)
-    withdraw = mutex._queue(served, turn)
+    withdraw = mutex._wait(served, turn)
     if again and mutex._waiters is not None:
         mutex._waiters.put_first(served)
     return withdraw

@@ -20,14 +20,13 @@ from itertools import islice
 from sys import getsizeof
 from typing import Any, TypeVar
 
-from domains.errors import Closed, ConnectionLost, DomainDied, DomainsError
+from domains.errors import ConnectionLost, DomainDied, DomainsError
 from domains.protocol import LendItems, RecallPlaces
 from domains.references.calls import Served
 from domains.references.kind import Export
 from domains.references.lots import Taker
 from domains.references.plain import is_plain
 from domains.references.registry import References
-from domains.scheduler.context import check
 from domains.scheduler.promise import Returned
 from domains.scheduler.stream import Stream
 from domains.scheduler.waiters import Waiter
@@ -40,7 +39,10 @@ _MOST_LENT_BYTES = 1 << 16
 
 
 class SharedStream(Stream[T]):
-    """Made of a `Stream`, and made one again in the end."""
+    """Made of a `Stream`, and made one again in the end.
+
+    Only what `Stream`'s own methods call is different, never these: they may have been taken hold of before.
+    """
 
     _references: References
     _export: Export
@@ -57,6 +59,7 @@ class SharedStream(Stream[T]):
         """Make a stream one that others may know."""
         stream.__class__ = SharedStream
         assert isinstance(stream, SharedStream)
+        stream._local_capacity = 0
         stream._references = references
         stream._export = export
         stream._promised = 0
@@ -72,6 +75,7 @@ class SharedStream(Stream[T]):
         assert not self._takers_elsewhere
         del self._references, self._export, self._promised, self._recalled, self._unanswered
         del self._takers_elsewhere, self._lent_to, self._served_last
+        self._local_capacity = self.capacity
         self.__class__ = Stream  # type: ignore[assignment]
 
     @property
@@ -88,12 +92,8 @@ class SharedStream(Stream[T]):
     def is_empty(self) -> bool:
         return not len(self)
 
-    def add_nonblocking(self, item: T) -> bool:
-        """As ever; places that are promised to other domains are no room, and recalled if that is why there is none."""
-        if self._closed:
-            raise Closed(f"{self!r} takes no more items")
-        if self._takers and self._takers.wake_first(item):
-            return True
+    def _put(self, item: T) -> bool:
+        """Places that are promised to other domains are no room, and recalled if that is why there is none."""
         if self._adders and self._lent_to is not None:
             self._go_on()  # what was taken meanwhile made room for those who wait, first of all
         if self._room > 0:
@@ -101,23 +101,6 @@ class SharedStream(Stream[T]):
             return True
         self._recall()
         return False
-
-    async def take(self) -> T:
-        check()
-        items = self._items
-        if items and self._lent_to is None and len(items) + self._promised < self.capacity and not self._unanswered:
-            return items.popleft()
-        return await self._take_in_turn()
-
-    async def __anext__(self) -> T:
-        check()
-        items = self._items
-        if items and self._lent_to is None and len(items) + self._promised < self.capacity and not self._unanswered:
-            return items.popleft()
-        try:
-            return await self._take_in_turn()
-        except Closed:
-            raise StopAsyncIteration from None
 
     def _wait_to_add(self, waiter: Waiter[None], item: T) -> Callable[[Any], object]:
         withdraw = super()._wait_to_add(waiter, item)
@@ -129,7 +112,8 @@ class SharedStream(Stream[T]):
     def _take(self) -> tuple[bool, T]:
         if self._lent_to is not None:
             self._take_back()
-        taken = super()._take()
+        items = self._items
+        taken = (True, items.popleft()) if items and not self._adders else super()._take()
         if self._unanswered and 2 * self._room >= self.capacity:
             self._answer()  # not later: its domain makes the next items while this one uses those that are there
         return taken
@@ -138,13 +122,10 @@ class SharedStream(Stream[T]):
     def _is_drained(self) -> bool:
         return self._closed and not self._promised
 
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._adders.throw_all(lambda: Closed(f"{self!r} was closed while an item waited to be added"))
-            self._recall()
-            if self._is_drained:
-                self._tell_takers()
+    def _has_closed(self) -> None:
+        self._recall()
+        if self._is_drained:
+            self._tell_takers()
 
     # As others use it
 
