@@ -154,8 +154,8 @@ class ZeroMQLink(Link):
             bound.curve_secretkey = server.secret
             bound.curve_publickey = server.public
             bound.zap_domain = endpoint
-            link = cls(codec, name, context, bound, endpoint, lifeline)
             bound.bind(address)
+            link = cls(codec, name, context, bound, endpoint, lifeline)
             context.allow(endpoint, client_public)
             return link
 
