@@ -73,13 +73,13 @@ class Introductions:
     def _bound(self, conversation: Conversation, message: Bound) -> None:
         invitation = self._invitations.pop((message.address, message.sender), None)
         there = self._routes.child(message.address)
-        if not message.waits:
-            conversation.send(NoMeeting(message.address))
-        if there is not None:
-            if not message.waits:
-                there.send(NoMeeting(message.sender))
-            elif invitation is not None:
+        if message.waits:
+            if invitation is not None and there is not None:
                 there.send(invitation)
+        else:
+            conversation.send(NoMeeting(message.address))
+            if there is not None:
+                there.send(NoMeeting(message.sender))
 
     def forget(self, address: int) -> None:
         """That domain has ended."""
