@@ -148,10 +148,13 @@ _MODULES = {"errors", "testing"}
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'domains' has no attribute {name!r}")
-    if name in _MODULES:
-        return importlib.import_module(f"domains.{name}")
-    home = _ELSEWHERE.get(name) or ("domains.errors" if name in _ERRORS else "domains.scheduler")
-    value = globals()[name] = getattr(importlib.import_module(home), name)
+    from domains.held_interrupts import interrupts_held
+
+    with interrupts_held():
+        if name in _MODULES:
+            return importlib.import_module(f"domains.{name}")
+        home = _ELSEWHERE.get(name) or ("domains.errors" if name in _ERRORS else "domains.scheduler")
+        value = globals()[name] = getattr(importlib.import_module(home), name)
     return value
 
 

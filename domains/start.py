@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import signal
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from domains.held_interrupts import interrupts_held
 from domains.launcher.warm import LauncherProcess
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run(
     with contextlib.suppress(OSError):  # whoever needs it tries again, and is told
         launcher = LauncherProcess()
     try:
-        with _interrupts_held(), _no_collection():
+        with interrupts_held(), _no_collection():
             from domains.program import run_program
 
         return run_program(main, launcher, domains, link, dump_on_signal)
@@ -76,13 +76,3 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """A Ctrl-C that comes meanwhile is raised afterwards: modules half imported, in C too, are not to be trusted."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -35,9 +35,9 @@ _MARK = "DOMAINS_TEST_PROGRAM"
 _PRELUDE = """\
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background ignores it
-if "announce" in sys.argv:
-    os.write(1, b'"started"\\n')
 import asyncio, json, threading, time
+if "announce" in sys.argv:  # Python loses a Ctrl-C now and then while it imports; while it imports ours, it does not
+    os.write(1, b'"started"\\n')
 import domains
 from domains import DomainDied, DomainUnavailable, ExecutorPool, Promise, Switch, fiber
 

@@ -91,7 +91,7 @@ def test_ctrl_c_ends_a_program_that_starts(link, tmp_path, milliseconds):
     domains.run(main, link=LINK)
     """
     with Program(source, tmp_path, link, "announce") as program:
-        assert program.hear() == "started"  # before that it is Python that starts
+        assert program.hear() == "started"  # before that it is Python that starts and imports its own
         time.sleep(milliseconds / 1000)  # any moment will do: these are many different ones
         program.interrupt_group()
         assert program.wait() in INTERRUPTED, program.errors

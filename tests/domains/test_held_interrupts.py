@@ -1,0 +1,123 @@
+"""A Ctrl-C that comes while modules are imported is raised, once, when they are whole."""
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from domains.held_interrupts import interrupts_held
+
+
+@pytest.fixture(autouse=True)
+def python_handles_interrupts():
+    # A shell that runs the tests in the background ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
+def test_an_interrupt_is_raised_at_the_end_and_once():
+    steps = []
+    with pytest.raises(KeyboardInterrupt):
+        with interrupts_held():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            steps.append("whole")
+        steps.append("never")
+    assert steps == ["whole"]
+
+
+def test_one_that_another_thread_receives_is_held_as_well():
+    listening, heard = threading.Event(), threading.Event()
+
+    def receive():
+        listening.wait()
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        heard.set()
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    steps = []
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
+        listening.set()
+        heard.wait()
+        thread.join()
+        steps.append("whole")
+    assert steps == ["whole"]
+
+
+def test_what_a_program_has_set_itself_is_called_at_the_end():
+    calls = []
+    before = signal.signal(signal.SIGINT, lambda number, _: calls.append(number))
+    try:
+        with interrupts_held():
+            signal.raise_signal(signal.SIGINT)
+            assert calls == []
+        assert calls == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_python_does_not_handle_is_left_alone():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts_held():
+            signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_error_within_comes_along_as_the_context():
+    with pytest.raises(KeyboardInterrupt) as caught, interrupts_held():
+        signal.raise_signal(signal.SIGINT)
+        raise LookupError("within")
+    assert isinstance(caught.value.__context__, LookupError)
+
+
+def test_in_another_thread_nothing_is_done():
+    handlers = []
+
+    def within():
+        with interrupts_held():
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=within)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.default_int_handler]
+
+
+_INTERRUPTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class CtrlC:
+    # As one of our modules is looked for, in the midst of the import of others.
+    def find_spec(self, name, path, target=None):
+        if name == {inner!r}:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC())
+import domains
+try:
+    {statement}
+except KeyboardInterrupt:
+    print("interrupted", all(name in sys.modules for name in ({inner!r}, {outer!r})))
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "inner", "outer"),
+    [
+        ("from domains import ExecutorPool", "domains.failures", "domains.pool.executor"),
+        ("domains.testing", "domains.scheduler.mock", "domains.testing"),
+        ("domains.run(print)", "domains.env", "domains.program"),
+    ],
+)
+def test_imports_are_whole_when_the_interrupt_comes(statement, inner, outer):
+    source = _INTERRUPTED.format(statement=statement, inner=inner, outer=outer)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout == "interrupted True\n", done.stderr
