@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from domains.cores import recommended_domain_count
 from domains.errors import DomainUnavailable
-from domains.pool.checks import checked_weight
+from domains.pool.checks import MOST_DOMAINS, checked_weight
 from domains.pool.executor_errors import BrokenPool
 from domains.pool.face import ExecutorFace
 from domains.pool.inbox import Inbox
@@ -207,6 +207,8 @@ def _checked_workers(max_workers: object) -> int:
         raise TypeError(f"max_workers must be an int, not {type(max_workers).__name__} {max_workers!r}")
     if max_workers <= 0:
         raise ValueError("max_workers must be greater than 0")
+    if max_workers > MOST_DOMAINS:
+        raise ValueError(f"max_workers must be at most {MOST_DOMAINS}, but is {max_workers}")
     return max_workers
 
 

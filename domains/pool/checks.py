@@ -8,6 +8,9 @@ from typing import Any
 from domains.protocol import FULL_WEIGHT
 from domains.retry import Retry
 
+MOST_DOMAINS = 1 << 22
+"""Each is a process, and no Linux numbers more of them."""
+
 _MOST_PRIORITY = 1 << 63
 """It travels as an integer of 64 bits when a job is submitted from elsewhere."""
 
@@ -41,12 +44,14 @@ def checked_seconds(name: str, seconds: object) -> float:
     return float(seconds)
 
 
-def checked_count(name: str, count: object, least: int) -> int:
-    """A user's whole number. Raises TypeError for what is none, ValueError below the least."""
+def checked_count(name: str, count: object, least: int, most: int | None = None) -> int:
+    """A user's whole number. Raises TypeError for what is none, ValueError below the least and above the most."""
     if type(count) is not int:
         raise TypeError(f"{name} must be an int, not {type(count).__name__} {count!r}")
     if count < least:
         raise ValueError(f"{name} must be at least {least}, but is {count}")
+    if most is not None and count > most:
+        raise ValueError(f"{name} must be at most {most}, but is {count}")
     return count
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from domains.pool.checks import checked_count, checked_seconds
+from domains.pool.checks import MOST_DOMAINS, checked_count, checked_seconds
 
 
 class PoolOptions(NamedTuple):
@@ -39,12 +39,12 @@ def checked_options(
     if domain_count is not None:
         if min_domains is not None or max_domains is not None:
             raise ValueError("domain_count sets both min_domains and max_domains: give either the one or the others")
-        min_domains = max_domains = checked_count("domain_count", domain_count, 1)
+        min_domains = max_domains = checked_count("domain_count", domain_count, 1, MOST_DOMAINS)
     if max_domains is None:
         max_domains = default_count if min_domains is None else max(default_count, min_domains)
     if min_domains is None:
         min_domains = max_domains
-    checked_count("max_domains", max_domains, 1)
+    checked_count("max_domains", max_domains, 1, MOST_DOMAINS)
     checked_count("min_domains", min_domains, 0)
     if min_domains > max_domains:
         raise ValueError(f"min_domains must be at most max_domains, but {min_domains} is more than {max_domains}")

@@ -447,6 +447,7 @@ def test_every_future_ends_once_whatever_threads_cancel_die_and_shut_down(seed: 
     [
         ({"max_workers": 0}, ValueError, "max_workers must be greater than 0"),
         ({"max_workers": -1}, ValueError, "max_workers must be greater than 0"),
+        ({"max_workers": 10**20}, ValueError, "max_workers must be at most"),
         ({"max_workers": 1.5}, TypeError, "max_workers must be an int"),
         ({"max_workers": True}, TypeError, "max_workers must be an int"),
         ({"initializer": 3}, TypeError, "initializer must be a callable"),

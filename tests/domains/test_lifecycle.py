@@ -256,6 +256,8 @@ def test_a_switch_that_fails_cancels_the_jobs_of_its_pool(tmp_path):
         ({"min_domains": 3, "max_domains": 2}, ValueError),
         ({"max_domains": 0}, ValueError),
         ({"min_domains": -1}, ValueError),
+        ({"domain_count": 10**20}, ValueError),
+        ({"max_domains": 10**20}, ValueError),
         ({"domain_count": True}, TypeError),
         ({"max_jobs": 0}, ValueError),
         ({"max_memory": 1.5}, TypeError),
