@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-PYTEST_ARGS ?= -n 2 -m "not slow"
+PYTEST_ARGS ?= -n 4 -m "not slow"
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
 FUZZ_SECONDS ?= 60
