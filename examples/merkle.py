@@ -10,7 +10,8 @@ The root stands for the names, kinds and contents of everything below PATH:
 - what may not be read (permissions, input/output errors) is SHA-256 of b"unreadable\\0";
 - a directory's is SHA-256 of b"directory\\0" and, for each entry in the order of the names' bytes, the length of the
   name (8 bytes, big endian), the name, and the entry's 32-byte hash;
-- a file that vanishes after its directory was listed is left out, as if it had been gone before.
+- what vanishes, file or directory, after the directory that it is in was listed is left out, as if it had been gone
+  before.
 
 Owners, times and permissions do not count. Everything but plain files is counted in the summary.
 """
@@ -42,7 +43,10 @@ GROUP_FILES = 256
 class Tree(NamedTuple):
     """A directory as it was listed: its entries by name; files to hash are None until they are."""
 
-    entries: dict[bytes, Tree | bytes | None]
+    entries: Entries
+
+
+Entries = dict[bytes, Tree | bytes | None]
 
 
 class File(NamedTuple):
@@ -73,33 +77,48 @@ UNREADABLE = hashlib.sha256(b"unreadable\0").digest()
 OTHER = hashlib.sha256(b"other\0").digest()
 
 
-def list_tree(path: bytes, counts: Counts, files: list[File]) -> Tree | bytes:
+def list_tree(top: bytes, counts: Counts, files: list[File]) -> Tree | bytes:
     """List a directory and all below it; appends the files that are to be hashed."""
-    try:
-        with os.scandir(path) as listing:
-            entries = list(listing)
-    except OSError:
-        counts.unreadable += 1
-        return UNREADABLE
-    counts.directories += 1
-    found: dict[bytes, Tree | bytes | None] = {}
-    for entry in entries:
+    above: Entries = {}
+    # Directories may be nested deeper than calls: this is those still to be listed, each with where it belongs.
+    waiting = [(above, top, top)]
+    while waiting:
+        siblings, name, path = waiting.pop()
         try:
-            status = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode):
-                found[entry.name] = list_tree(entry.path, counts, files)
-            elif stat.S_ISREG(status.st_mode):
-                found[entry.name] = None
-                files.append(File(entry.path, status.st_size))
-            elif stat.S_ISLNK(status.st_mode):
-                found[entry.name] = hashlib.sha256(b"link\0" + os.readlink(entry.path)).digest()
-                counts.links += 1
+            with os.scandir(path) as listing:
+                entries = list(listing)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and siblings is not above:
+                counts.vanished += 1
             else:
-                found[entry.name] = OTHER
-                counts.others += 1
-        except FileNotFoundError:
-            counts.vanished += 1
-    return Tree(found)
+                siblings[name] = UNREADABLE
+                counts.unreadable += 1
+            continue
+        counts.directories += 1
+        found: Entries = {}
+        siblings[name] = Tree(found)
+        for entry in entries:
+            try:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    waiting.append((found, entry.name, entry.path))
+                elif stat.S_ISREG(status.st_mode):
+                    found[entry.name] = None
+                    files.append(File(entry.path, status.st_size))
+                elif stat.S_ISLNK(status.st_mode):
+                    found[entry.name] = hashlib.sha256(b"link\0" + os.readlink(entry.path)).digest()
+                    counts.links += 1
+                else:
+                    found[entry.name] = OTHER
+                    counts.others += 1
+            except FileNotFoundError:
+                counts.vanished += 1
+            except OSError:
+                found[entry.name] = UNREADABLE
+                counts.unreadable += 1
+    tree = above[top]
+    assert tree is not None
+    return tree
 
 
 def hash_file(path: bytes) -> tuple[bytes | None, int]:
@@ -139,17 +158,25 @@ def groups_of(files: list[File]) -> Iterator[list[File]]:
 
 
 def root_of(tree: Tree | bytes, path: bytes, hashes: dict[bytes, bytes | None]) -> bytes:
-    """The hash of a directory, from those of everything below it."""
+    """The hash of the directory at `path`, from those of everything below it; adds those of its directories."""
     if isinstance(tree, bytes):
         return tree
-    hasher = hashlib.sha256(b"directory\0")
-    for name in sorted(tree.entries):
-        entry = tree.entries[name]
-        below = os.path.join(path, name)
-        digest = hashes[below] if entry is None else root_of(entry, below, hashes)
-        if digest is not None:
-            hasher.update(len(name).to_bytes(8, "big") + name + digest)
-    return hasher.digest()
+    outer_first = []
+    waiting = [(path, tree)]
+    while waiting:
+        outer, tree = waiting.pop()
+        outer_first.append((outer, tree))
+        below = [(name, entry) for name, entry in tree.entries.items() if isinstance(entry, Tree)]
+        waiting += [(os.path.join(outer, name), entry) for name, entry in below]
+    for outer, tree in reversed(outer_first):
+        hasher = hashlib.sha256(b"directory\0")
+        for name in sorted(tree.entries):
+            entry = tree.entries[name]
+            digest = entry if isinstance(entry, bytes) else hashes[os.path.join(outer, name)]
+            if digest is not None:
+                hasher.update(len(name).to_bytes(8, "big") + name + digest)
+        hashes[outer] = hasher.digest()
+    return hasher.digest()  # the last of them is at the top
 
 
 async def merkle(

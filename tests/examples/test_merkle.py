@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,9 +51,14 @@ def sequential_root(path: bytes) -> bytes:
     if os.path.isfile(path):
         with open(path, "rb") as file:
             return hashlib.sha256(b"file\0" + file.read()).digest()
+    return directory({name: sequential_root(os.path.join(path, name)) for name in os.listdir(path)})
+
+
+def directory(entries: dict[bytes, bytes]) -> bytes:
+    """A directory's hash, from those of its entries."""
     text = b"directory\0"
-    for name in sorted(os.listdir(path)):
-        text += len(name).to_bytes(8, "big") + name + sequential_root(os.path.join(path, name))
+    for name, digest in sorted(entries.items()):
+        text += len(name).to_bytes(8, "big") + name + digest
     return hashlib.sha256(text).digest()
 
 
@@ -114,33 +120,106 @@ def test_sockets_and_fifos_are_counted_and_not_opened(merkle: ModuleType, tmp_pa
         assert summary_of(merkle, tmp_path).others == 2
 
 
-def test_what_may_not_be_read_is_counted(merkle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if os.getuid() == 0:
-        # Root may read everything: a name that is replaced by a link refuses root too.
-        write(tmp_path / "file", b"content")
-        (tmp_path / "link").symlink_to("file")
-        assert merkle.hash_file(os.fsencode(tmp_path / "link")) == (merkle.UNREADABLE, 0)
-        return
+def once_listed(merkle: ModuleType, change: Callable[[], object]) -> None:
+    """Let the tree change after it was listed, and before its files are read."""
+    list_tree = merkle.list_tree
+
+    def list_and_change(path: bytes, counts: Any, files: list[Any]) -> Any:
+        listed = list_tree(path, counts, files)
+        change()
+        return listed
+
+    merkle.list_tree = list_and_change
+
+
+def test_a_file_that_may_not_be_read_is_counted(merkle: ModuleType, tmp_path: Path) -> None:
+    write(tmp_path / "file", b"content")
     write(tmp_path / "secret", b"content")
-    (tmp_path / "secret").chmod(0)
-    assert summary_of(merkle, tmp_path).unreadable == 1
+
+    def refuse() -> None:
+        """Root may read every file, but a link that took a file's place is not followed for root either."""
+        (tmp_path / "secret").unlink()
+        (tmp_path / "secret").symlink_to("file")
+
+    once_listed(merkle, refuse)
+    summary = summary_of(merkle, tmp_path)
+    assert (summary.files, summary.unreadable) == (1, 1)
+    unreadable = hashlib.sha256(b"unreadable\0").digest()
+    assert summary.root == directory({b"file": sequential_root(bytes(tmp_path / "file")), b"secret": unreadable}).hex()
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Callable[[list[str]], Path]]:
+    """Makes directories, each in the one before; takes them away from below, as deep as they are."""
+    made = [tmp_path]
+
+    def make(names: list[str]) -> Path:
+        for name in names:
+            made.append(made[-1] / name)
+            made[-1].mkdir()
+        return made[-1]
+
+    yield make
+    for path in reversed(made[1:]):
+        path.rmdir()
+
+
+def test_what_cannot_be_looked_at_is_counted(
+    merkle: ModuleType, tmp_path: Path, deep: Callable[[list[str]], Path]
+) -> None:
+    """The directory can be listed; its entry has a path too long for the system, and no name hides from root."""
+    room = os.pathconf(tmp_path, "PC_PATH_MAX") - len("/\0") - len(bytes(tmp_path))
+    names = ["d" * 99] * (room // 100 - 1)
+    path = deep([*names, "e" * (99 + room % 100)])
+    inside = os.open(path, os.O_RDONLY)
+    os.mkdir("out of reach", dir_fd=inside)
+    try:
+        summary = summary_of(merkle, tmp_path)
+    finally:
+        os.rmdir("out of reach", dir_fd=inside)
+        os.close(inside)
+    assert (summary.directories, summary.unreadable) == (len(names) + 2, 1)
+
+
+def test_directories_may_be_nested_deeper_than_calls(
+    merkle: ModuleType, tmp_path: Path, deep: Callable[[list[str]], Path]
+) -> None:
+    deep(["d"] * 1200)
+    expected = directory({})
+    for _ in range(1200):
+        expected = directory({b"d": expected})
+    summary = summary_of(merkle, tmp_path)
+    assert summary.root == expected.hex()
+    assert summary.directories == 1201
 
 
 def test_a_file_that_vanishes_is_as_if_it_had_never_been(merkle: ModuleType, tmp_path: Path) -> None:
     write(tmp_path / "stays", b"content")
     expected = summary_of(merkle, tmp_path).root
     write(tmp_path / "vanishes", b"content")
-
-    def vanish(path: bytes, counts: Any, files: list[Any]) -> Any:
-        listed = list_tree(path, counts, files)
-        (tmp_path / "vanishes").unlink()
-        return listed
-
-    list_tree = merkle.list_tree
-    merkle.list_tree = vanish
+    once_listed(merkle, (tmp_path / "vanishes").unlink)
     summary = summary_of(merkle, tmp_path)
     assert summary.root == expected
     assert summary.vanished == 1
+
+
+def test_a_directory_that_vanishes_is_as_if_it_had_never_been(
+    merkle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "stays" / "file", b"content")
+    expected = summary_of(merkle, tmp_path).root
+    (tmp_path / "vanishes").mkdir()
+    scandir = os.scandir
+
+    def vanish_first(path: bytes) -> Any:
+        if path == bytes(tmp_path / "vanishes"):
+            os.rmdir(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanish_first)
+    summary = summary_of(merkle, tmp_path)
+    assert summary.root == expected
+    assert (summary.directories, summary.unreadable, summary.vanished) == (2, 0, 1)
 
 
 def test_it_runs_as_a_program(tree: Path) -> None:
