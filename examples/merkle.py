@@ -19,6 +19,7 @@ Owners, times and permissions do not count. Everything but plain files is counte
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import hashlib
 import os
@@ -76,6 +77,9 @@ class Counts:
 UNREADABLE = hashlib.sha256(b"unreadable\0").digest()
 OTHER = hashlib.sha256(b"other\0").digest()
 
+NO_FILE = (errno.ENXIO, errno.EOPNOTSUPP)
+"""What opening a socket says: the one on Linux, the other elsewhere."""
+
 
 def list_tree(top: bytes, counts: Counts, files: list[File]) -> Tree | bytes:
     """List a directory and all below it; appends the files that are to be hashed."""
@@ -122,20 +126,29 @@ def list_tree(top: bytes, counts: Counts, files: list[File]) -> Tree | bytes:
 
 
 def hash_file(path: bytes) -> tuple[bytes | None, int]:
-    """A file's hash and how much was read: None for one that has vanished, UNREADABLE for one that refuses."""
+    """A file's hash and how much was read: None for one that has vanished, UNREADABLE for one that refuses.
+
+    OTHER for what took its place after it was listed, and is none.
+    """
     hasher = hashlib.sha256(b"file\0")
     read = 0
     try:
-        # A FIFO may have taken the file's place: opening must not wait for somebody to write to it.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=open_itself) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return OTHER, 0
             while piece := file.read(PIECE_BYTES):
                 hasher.update(piece)
                 read += len(piece)
     except FileNotFoundError:
         return None, 0
-    except OSError:
-        return UNREADABLE, read
+    except OSError as error:
+        return (OTHER if error.errno in NO_FILE else UNREADABLE), read
     return hasher.digest(), read
+
+
+def open_itself(path: str | bytes, flags: int) -> int:
+    """Not what a link leads to, and without waiting, should it be a FIFO, for somebody to write to it."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def hash_files(paths: list[bytes]) -> list[tuple[bytes | None, int]]:
@@ -197,7 +210,8 @@ async def merkle(
             for file, (digest, read) in zip(group, await job, strict=True):
                 hashes[file.path] = digest
                 counts.bytes_read += read
-                counts.files += digest is not None and digest != UNREADABLE
+                counts.files += digest not in (None, UNREADABLE, OTHER)
+                counts.others += digest == OTHER
                 counts.vanished += digest is None
                 counts.unreadable += digest == UNREADABLE
                 done += file.size

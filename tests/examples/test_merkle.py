@@ -120,6 +120,43 @@ def test_sockets_and_fifos_are_counted_and_not_opened(merkle: ModuleType, tmp_pa
         assert summary_of(merkle, tmp_path).others == 2
 
 
+def bind_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, bind_socket])
+def test_what_takes_a_files_place_and_is_none_is_counted(
+    merkle: ModuleType, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "entry")
+    expected = summary_of(merkle, tmp_path).root
+    (tmp_path / "entry").unlink()
+    write(tmp_path / "entry", b"content")
+
+    def replace() -> None:
+        (tmp_path / "entry").unlink()
+        make(tmp_path / "entry")
+
+    once_listed(merkle, replace)
+    summary = summary_of(merkle, tmp_path)
+    assert summary.root == expected
+    assert (summary.files, summary.others, summary.unreadable) == (0, 1, 0)
+
+
+def test_a_directory_that_takes_a_files_place_is_counted(merkle: ModuleType, tmp_path: Path) -> None:
+    write(tmp_path / "entry", b"content")
+
+    def replace() -> None:
+        (tmp_path / "entry").unlink()
+        (tmp_path / "entry").mkdir()
+
+    once_listed(merkle, replace)
+    summary = summary_of(merkle, tmp_path)
+    assert (summary.files, summary.unreadable) == (0, 1)
+    assert merkle.hash_file(bytes(tmp_path / "entry")) == (merkle.UNREADABLE, 0)  # and leaves no descriptor here
+
+
 def once_listed(merkle: ModuleType, change: Callable[[], object]) -> None:
     """Let the tree change after it was listed, and before its files are read."""
     list_tree = merkle.list_tree
