@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any
 
 from domains.protocol import FULL_WEIGHT
@@ -16,32 +18,43 @@ _MOST_PRIORITY = 1 << 63
 
 
 def checked_weight(weight: object) -> int:
-    """A user's weight in millionths. Raises TypeError for what is no number, ValueError outside 0.0 to 1.0.
+    """A user's weight in millionths. Raises TypeError for what is no real number, ValueError outside 0.0 to 1.0.
 
     A weight above zero never rounds to zero, so that it always counts.
     """
     number: float
-    if type(weight) is float or type(weight) is int:
-        if 0.0 < weight <= 1.0:
-            return round(weight * FULL_WEIGHT) or 1
+    if (type(weight) is float or type(weight) is int) and 0.0 <= weight <= 1.0:
         number = weight
-    elif isinstance(weight, bool) or not hasattr(weight, "__float__"):
-        raise TypeError(f"weight must be a number from 0.0 to 1.0, not {type(weight).__name__} {weight!r}")
     else:
-        number = float(weight)
-    if not 0.0 <= number <= 1.0:  # NaN fails this as well
-        kind = "not a number" if math.isnan(number) else f"{weight!r}"
-        raise ValueError(f"weight must be from 0.0 to 1.0, but is {kind}")
-    return round(number * FULL_WEIGHT) or 1 if number else 0
+        number = _as_float("weight", "a number from 0.0 to 1.0", weight)
+        if not 0.0 <= number <= 1.0:  # NaN fails this as well
+            raise ValueError(f"weight must be from 0.0 to 1.0, but is {number}")
+    return round(number * FULL_WEIGHT) or 1 if weight else 0
 
 
 def checked_seconds(name: str, seconds: object) -> float:
-    """A user's duration. Raises TypeError for what is no number, ValueError for NaN and below zero."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"{name} must be a number of seconds, not {type(seconds).__name__} {seconds!r}")
-    if not seconds >= 0:
-        raise ValueError(f"{name} must be at least 0 seconds, but is {seconds!r}")
-    return float(seconds)
+    """A user's duration. Raises TypeError for what is no real number, ValueError for NaN and below zero."""
+    number = seconds if type(seconds) is float else _as_float(name, "a number of seconds", seconds)
+    if not number >= 0:
+        raise ValueError(f"{name} must be at least 0 seconds, but is {number}")
+    return number
+
+
+def _as_float(name: str, allowed: str, number: object) -> float:
+    """A real number of any kind, infinite if it is too large for a float. Raises TypeError for all else."""
+    if isinstance(number, Integral):
+        is_real = hasattr(number, "__index__") and not isinstance(number, bool)  # NumPy's durations have none
+    else:
+        is_real = isinstance(number, Real | Decimal)
+    if not is_real:
+        raise TypeError(f"{name} must be {allowed}, not {type(number).__name__} {number!r}")
+    real: Any = number
+    try:
+        return float(real)
+    except OverflowError:
+        return math.inf if real > 0 else -math.inf
+    except ValueError:  # a NaN that signals
+        return math.nan
 
 
 def checked_count(name: str, count: object, least: int, most: int | None = None) -> int:

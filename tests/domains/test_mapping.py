@@ -7,6 +7,7 @@ import os
 import resource
 import time
 
+import numpy
 import pytest
 
 import domains
@@ -260,6 +261,8 @@ def test_quick_jobs_travel_in_ever_larger_groups_and_slow_ones_alone():
         ({"chunk": "big"}, ValueError),
         ({"buffer": 0}, ValueError),
         ({"weight": 1.5}, ValueError),
+        ({"weight": 10**400}, ValueError),
+        ({"weight": numpy.True_}, TypeError),
     ],
 )
 def test_arguments_are_checked_at_the_call(arguments, error):
