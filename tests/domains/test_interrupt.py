@@ -103,7 +103,7 @@ def test_cancelling_a_submit_interrupts_plain_python_code(link, tmp_path):
     assert end.read_text() == "Cancelled"
 
 
-def test_a_timeout_interrupts_plain_python_code(tmp_path):
+def test_a_timeout_interrupts_plain_python_code(link, tmp_path):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
             before = await pool.submit(os.getpid, weight=1.0)
@@ -111,7 +111,7 @@ def test_a_timeout_interrupts_plain_python_code(tmp_path):
                 await pool.submit(spin, tmp_path / "begin", weight=1.0, timeout=0.05)
             return before == await pool.submit(os.getpid, weight=1.0)
 
-    assert run(main)
+    assert run(main, link)
 
 
 @pytest.mark.parametrize("call", ["sleep", "read"])
@@ -134,7 +134,7 @@ def _read_fifo_for_ever(path):
         file.read()
 
 
-def test_the_jobs_in_a_group_of_a_map_are_interrupted(tmp_path):
+def test_the_jobs_in_a_group_of_a_map_are_interrupted(link, tmp_path):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
             before = await pool.submit(os.getpid, weight=1.0)
@@ -144,7 +144,7 @@ def test_the_jobs_in_a_group_of_a_map_are_interrupted(tmp_path):
                         pass
             return before == await pool.submit(os.getpid, weight=1.0)
 
-    assert run(main)
+    assert run(main, link)
 
 
 def test_an_interrupted_job_may_clean_up_and_is_interrupted_once(tmp_path):
@@ -217,7 +217,7 @@ async def async_and_deaf(begin):
 
 
 @pytest.mark.parametrize("job", [deaf, blocked_in_c, async_and_deaf])
-def test_a_job_that_cannot_be_interrupted_loses_its_domain(job, tmp_path):
+def test_a_job_that_cannot_be_interrupted_loses_its_domain(link, job, tmp_path):
     begin = tmp_path / "begin"
 
     async def main(env):
@@ -232,7 +232,7 @@ def test_a_job_that_cannot_be_interrupted_loses_its_domain(job, tmp_path):
             assert type(caught.value.reason) is Stop
             return before, await pool.submit(os.getpid, weight=1.0)
 
-    before, after = run(main)
+    before, after = run(main, link)
     assert before != after
 
 
@@ -244,7 +244,7 @@ async def wait_for(path, begin):
 
 
 @pytest.mark.parametrize("retries", [0, 1])
-def test_other_jobs_of_a_replaced_domain_are_rerun_if_they_may_be(retries, tmp_path):
+def test_other_jobs_of_a_replaced_domain_are_rerun_if_they_may_be(link, retries, tmp_path):
     begin, other, finish = tmp_path / "begin", tmp_path / "other", tmp_path / "finish"
 
     async def main(env):
@@ -267,10 +267,10 @@ def test_other_jobs_of_a_replaced_domain_are_rerun_if_they_may_be(retries, tmp_p
                     with pytest.raises(domains.DomainDied, match=r"deaf.* was cancelled and did not end.*wait_for"):
                         await promise
 
-    run(main)
+    run(main, link)
 
 
-def test_a_job_that_waits_behind_a_long_one_is_cancelled_without_harm_to_it(tmp_path):
+def test_a_job_that_waits_behind_a_long_one_is_cancelled_without_harm_to_it(link, tmp_path):
     begin, finish = tmp_path / "begin", tmp_path / "finish"
 
     def long():
@@ -296,11 +296,11 @@ def test_a_job_that_waits_behind_a_long_one_is_cancelled_without_harm_to_it(tmp_
             finish.touch()
             return await promise
 
-    assert run(main) == "done"
+    assert run(main, link) == "done"
     assert not (tmp_path / "never").exists()
 
 
-def test_a_request_that_comes_late_does_not_hit_the_next_job():
+def test_a_request_that_comes_late_does_not_hit_the_next_job(link):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
             pid = await pool.submit(os.getpid, weight=1.0)
@@ -312,14 +312,14 @@ def test_a_request_that_comes_late_does_not_hit_the_next_job():
             assert results == [3] * 300
             return pid == await pool.submit(os.getpid, weight=1.0)
 
-    assert run(main)
+    assert run(main, link)
 
 
-def test_a_plain_function_is_interrupted_where_a_domain_was_called_with_it(tmp_path):
+def test_a_plain_function_is_interrupted_where_a_domain_was_called_with_it(link, tmp_path):
     async def main(env):
         async with env.domain_mgr.spawn() as domain:
             with pytest.raises(TimeoutError), domains.timeout(0.2):
                 await domain.call(spin, tmp_path / "begin")
             return await domain.call(len, "abc")
 
-    assert run(main) == 3
+    assert run(main, link) == 3

@@ -295,13 +295,13 @@ def test_messages_of_any_size_arrive(run, size):
 
 
 @pytest.mark.slow
-def test_two_gigabytes_arrive():
+def test_two_gigabytes_arrive(run):
     async def main(env):
         size = 1 << 31
         assert await env.domain_mgr.run(len, bytes(size)) == size
         assert await env.domain_mgr.run(numpy.sum, numpy.ones(size, numpy.uint8)) == size
 
-    domains.run(main)
+    run(main)
 
 
 def test_ten_thousand_small_buffers_arrive_in_one_message(run):

@@ -47,7 +47,7 @@ def test_log_records_of_a_domain_arrive_with_its_name(link, f, caplog):
         assert record.number == 7
 
 
-def test_a_record_arrives_while_its_job_still_runs(tmp_path, caplog):
+def test_a_record_arrives_while_its_job_still_runs(link, tmp_path, caplog):
     finish = tmp_path / "finish"
 
     def job():
@@ -67,13 +67,13 @@ def test_a_record_arrives_while_its_job_still_runs(tmp_path, caplog):
             await pool.submit(job, weight=1.0)
 
     try:
-        run(main)
+        run(main, link)
     finally:
         log.removeHandler(handler)
     assert "begun" in caplog.text
 
 
-def test_a_domain_logs_at_the_levels_of_its_parent(caplog):
+def test_a_domain_logs_at_the_levels_of_its_parent(link, caplog):
     def job():
         log.debug("debug")
         log.info("info")
@@ -84,11 +84,11 @@ def test_a_domain_logs_at_the_levels_of_its_parent(caplog):
             await pool.submit(job, weight=1.0)
 
     with caplog.at_level(logging.INFO, log.name):
-        run(main)
+        run(main, link)
     assert [record.getMessage() for record in caplog.records if record.name.startswith("tests.domains")] == ["info"]
 
 
-def test_a_record_with_an_exception_brings_its_traceback(caplog):
+def test_a_record_with_an_exception_brings_its_traceback(link, caplog):
     def job():
         try:
             1 / 0  # noqa: B018
@@ -99,13 +99,13 @@ def test_a_record_with_an_exception_brings_its_traceback(caplog):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
             await pool.submit(job, weight=1.0)
 
-    run(main)
+    run(main, link)
     (record,) = [record for record in caplog.records if record.name == log.name]
     assert "ZeroDivisionError" in record.exc_text
     assert "lock" in record.lock  # what cannot travel is described
 
 
-def test_records_of_a_thread_of_a_domain_arrive(caplog):
+def test_records_of_a_thread_of_a_domain_arrive(link, caplog):
     def job():
         thread = threading.Thread(target=log.warning, args=("from a thread",), name="helper")
         thread.start()
@@ -116,7 +116,7 @@ def test_records_of_a_thread_of_a_domain_arrive(caplog):
             await pool.submit(job, weight=1.0)
             await pool.submit(abs, 1, weight=1.0)
 
-    run(main)
+    run(main, link)
     assert [record.threadName for record in caplog.records if record.name == log.name] == ["helper"]
 
 
@@ -127,13 +127,13 @@ def run_nested():
     domains.run(main)
 
 
-def test_records_of_a_domain_of_a_domain_keep_their_name(caplog):
+def test_records_of_a_domain_of_a_domain_keep_their_name(link, caplog):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
             await pool.submit(run_nested, weight=1.0)
             return pool.stats().domains[0].name
 
-    name = run(main)
+    name = run(main, link)
     (record,) = [record for record in caplog.records if record.name == log.name]
     assert record.domain == f"{name}.1"
 

@@ -233,7 +233,7 @@ def test_light_async_jobs_of_a_map_fill_a_domain(tmp_path):
     assert run(main) == list(range(50))
 
 
-def test_quick_jobs_travel_in_ever_larger_groups_and_slow_ones_alone():
+def test_quick_jobs_travel_in_ever_larger_groups_and_slow_ones_alone(link):
     sent = []
 
     def source(count):
@@ -248,7 +248,7 @@ def test_quick_jobs_travel_in_ever_larger_groups_and_slow_ones_alone():
             await pool.map(time.sleep, [0.02] * 10, weight=1.0)
             return answered, pool.stats().domains[0].answered - answered
 
-    quick, slow = run(main)
+    quick, slow = run(main, link)
     assert len(sent) == 20_000
     assert quick < 2000  # groups have grown beyond ten items
     assert slow == 10

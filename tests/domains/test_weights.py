@@ -107,7 +107,7 @@ def test_cancelling_some_jobs_leaves_the_others_and_the_account_intact(schedule,
     assert (stats.queued, stats.running, stats.weight) == (0, 0, 0.0)
 
 
-def test_a_light_job_behind_a_plain_one_moves_to_a_domain_that_becomes_idle(tmp_path):  # S65
+def test_a_light_job_behind_a_plain_one_moves_to_a_domain_that_becomes_idle(link, tmp_path):  # S65
     begin, first, second = tmp_path / "begin", tmp_path / "first", tmp_path / "second"
 
     def hold(begin, path):
@@ -130,7 +130,7 @@ def test_a_light_job_behind_a_plain_one_moves_to_a_domain_that_becomes_idle(tmp_
             await held
             return result
 
-    assert domains.run(main) == 3
+    assert domains.run(main, link=link) == 3
 
 
 @pytest.mark.parametrize("count", [1, 3])

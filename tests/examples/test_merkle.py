@@ -37,11 +37,11 @@ def merkle(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return load()
 
 
-def summary_of(merkle: ModuleType, path: Path, count: int = 2) -> Any:
+def summary_of(merkle: ModuleType, path: Path, count: int = 2, link: str = "auto") -> Any:
     async def main(env: domains.Environment) -> Any:
         return await merkle.merkle(env, str(path), count)
 
-    return domains.run(main)
+    return domains.run(main, link=link)
 
 
 def sequential_root(path: bytes) -> bytes:
@@ -83,8 +83,10 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_root_is_that_of_the_sequential_implementation(merkle: ModuleType, tree: Path, count: int) -> None:
-    summary = summary_of(merkle, tree, count)
+def test_the_root_is_that_of_the_sequential_implementation(
+    merkle: ModuleType, tree: Path, count: int, link: str
+) -> None:
+    summary = summary_of(merkle, tree, count, link)
     assert summary.root == sequential_root(os.fsencode(tree)).hex()
     assert summary.files == 43
     assert summary.links == 3
