@@ -23,6 +23,7 @@ import errno
 import functools
 import hashlib
 import os
+import signal
 import stat
 import sys
 import time
@@ -199,7 +200,7 @@ async def merkle(
     counts = Counts()
     files: list[File] = []
     top = os.fsencode(path)
-    tree = list_tree(top, counts, files)
+    tree = await domains.run_in_thread(list_tree, top, counts, files, cancellable=True)
     total = sum(file.size for file in files)
     hashes: dict[bytes, bytes | None] = {}
     done = 0
@@ -254,7 +255,7 @@ async def main(env: domains.Environment, options: argparse.Namespace) -> int:
     console = Console(stderr=True)
     # Both measured runs find the files in the page cache: the first one that reads them does not count.
     console.print("Reading everything once, so that the figures are about hashing and not about the disk.")
-    await domains.run_in_thread(read_all, os.fsencode(options.path))
+    await read_all(os.fsencode(options.path))
     alone, alone_seconds = await timed(env, options.path, 1, console)
     summary, seconds = (alone, alone_seconds)
     if options.domains > 1:
@@ -271,12 +272,17 @@ async def main(env: domains.Environment, options: argparse.Namespace) -> int:
     return 0
 
 
-def read_all(path: bytes) -> None:
+async def read_all(path: bytes) -> None:
+    """Read every file once; cancelling ends it at once, though a thread may read its group of files to the end."""
     files: list[File] = []
-    list_tree(path, Counts(), files)
-    for file in files:
-        hash_file(file.path)
+    await domains.run_in_thread(list_tree, path, Counts(), files, cancellable=True)
+    for group in groups_of(files):
+        await domains.run_in_thread(hash_files, [file.path for file in group], cancellable=True)
 
 
 if __name__ == "__main__":
-    sys.exit(domains.run(functools.partial(main, options=parse_arguments())))
+    try:
+        sys.exit(domains.run(functools.partial(main, options=parse_arguments())))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import queue
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -272,6 +275,45 @@ def test_it_runs_as_a_program(tree: Path) -> None:
     assert sequential_root(os.fsencode(tree)).hex() in done.stdout
     assert "43 files" in done.stdout
     assert "speed-up" in done.stdout
+
+
+def test_ctrl_c_is_heard_while_everything_is_read(tmp_path: Path) -> None:
+    with open(tmp_path / "endless", "wb") as file:
+        file.truncate(1 << 40)
+    with subprocess.Popen(
+        [sys.executable, str(EXAMPLE), str(tmp_path)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as program:
+        assert program.stderr is not None
+        try:
+            assert program.stderr.readline().startswith("Reading everything")
+            os.killpg(program.pid, signal.SIGINT)
+            _, errors = program.communicate(timeout=20)
+        finally:
+            program.kill()
+    assert program.returncode == 130
+    assert errors.splitlines()[-1] == "Interrupted."
+    assert "Traceback" not in errors
+
+
+def test_listing_can_be_cancelled(merkle: ModuleType, tmp_path: Path) -> None:
+    listing, cancelled = threading.Event(), threading.Event()
+    heard: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def wait() -> None:
+        listing.set()
+        heard.put(cancelled.wait(10))
+
+    once_listed(merkle, wait)
+
+    async def main(env: domains.Environment) -> None:
+        async with domains.Switch() as switch:
+            switch.fork(merkle.merkle, env, str(tmp_path), 2)
+            await domains.run_in_thread(listing.wait, 10)
+            switch.cancel()
+        cancelled.set()
+
+    domains.run(main)
+    assert heard.get(timeout=10)
 
 
 @pytest.mark.parametrize("arguments", [["/nowhere at all"], [".", "--domains", "0"], [".", "--domains", "many"]])
