@@ -151,18 +151,20 @@ class CancelScope(_Scope):
 class move_on_after(CancelScope):
     """`with move_on_after(seconds) as scope:` end the block at the deadline, quietly; `scope.cancelled` tells.
 
-    `seconds` may be None or infinite: no limit. Raises ValueError for a negative number or NaN.
+    `seconds` may be None or infinite: no limit. `what` is said to have taken longer. Raises ValueError for a negative
+    number or NaN.
     """
 
-    __slots__ = ("_expiry", "_seconds")
+    __slots__ = ("_expiry", "_seconds", "_what")
 
     _label = "move_on_after"
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, *, what: str = "it") -> None:
         super().__init__()
         if seconds is not None and not seconds >= 0:  # NaN fails this as well
             raise ValueError(f"seconds must be None or at least 0, but is {seconds!r}")
         self._seconds = seconds
+        self._what = what
         self._expiry: TimeoutError | None = None
 
     def __enter__(self) -> move_on_after:
@@ -177,7 +179,7 @@ class move_on_after(CancelScope):
         return self
 
     def _expire(self, _: None) -> None:
-        self._expiry = TimeoutError(f"it took longer than {self._seconds} s")
+        self._expiry = TimeoutError(f"{self._what} took longer than {self._seconds} s")
         self.cancel(self._expiry)
 
 

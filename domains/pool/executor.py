@@ -198,6 +198,7 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         """
         fiber.check()
         dispatch = self._open()
+        seconds = None if timeout is None else checked_seconds("timeout", timeout)
         job: Job[Any] = Job(
             self._catalogue.add(f),
             args,
@@ -207,10 +208,10 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
             checked_priority(priority),
             None if retries == 0 else checked_retry(retries, retry_on, backoff),
         )
-        if timeout is None:
+        if seconds is None:
             dispatch.push(job)
             return await job.outcome()
-        with time_limit(checked_seconds("timeout", timeout)):
+        with time_limit(seconds, what=f"job {job.function.name!r}"):
             dispatch.push(job)
             return await job.outcome()
 

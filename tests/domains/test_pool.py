@@ -471,7 +471,7 @@ def test_a_job_cancelled_while_it_waits_never_starts(link, tmp_path):
 def test_a_timeout_cancels_the_job(link):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
-            with pytest.raises(TimeoutError):
+            with pytest.raises(TimeoutError, match=r"^job '_wait_for_ever' took longer than 0.01 s$"):
                 await pool.submit(_wait_for_ever, weight=0.5, timeout=0.01)
             return pool.stats().running
 

@@ -776,9 +776,11 @@ def test_a_timeout_raises_for_its_own_deadline_only(run_timed: Run) -> None:  # 
     own = TimeoutError("from inside")
 
     async def main() -> None:
-        with pytest.raises(TimeoutError, match=r"longer than 0\.001 s") as caught, timeout(0.001):
+        with pytest.raises(TimeoutError, match=r"^it took longer than 0\.001 s$") as caught, timeout(0.001):
             await never()
         assert isinstance(caught.value.__cause__, Cancelled)
+        with pytest.raises(TimeoutError, match=r"^the tea took longer than 0 s$"), timeout(0, what="the tea"):
+            await never()
         with pytest.raises(TimeoutError) as caught, timeout(1000):
             raise own
         assert caught.value is own

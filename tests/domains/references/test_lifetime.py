@@ -222,3 +222,12 @@ def test_a_cycle_across_domains_dies_with_its_domain(link: str) -> None:
         assert not references.exports
 
     in_pool(main, link)
+
+
+@pytest.mark.parametrize("option", [{"timeout": -1}, {"priority": 0.5}, {"retries": -1}])
+def test_arguments_of_a_job_that_is_refused_are_not_held(option: dict[str, Any], link: str) -> None:
+    async def main(pool: Any) -> None:
+        with pytest.raises((TypeError, ValueError), match=next(iter(option))):
+            await pool.submit(drop, Stream(1), weight=1.0, **option)
+
+    in_pool(main, link)
