@@ -41,6 +41,9 @@ GROUP_BYTES = 4 << 20
 
 GROUP_FILES = 256
 
+MOST_DOMAINS = 1000
+"""Each is a process: a typing error should not start as many as the system has."""
+
 
 class Tree(NamedTuple):
     """A directory as it was listed: its entries by name; files to hash are None until they are."""
@@ -233,10 +236,14 @@ async def merkle(
 async def timed(env: domains.Environment, path: str, count: int, console: Console) -> tuple[Summary, float]:
     columns = ("[progress.description]{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task(f"{count} domain{'s' if count > 1 else ''}", total=None)
+        task = progress.add_task(counted(count, "domain", "domains"), total=None)
         started = time.perf_counter()
         summary = await merkle(env, path, count, lambda done, total: progress.update(task, completed=done, total=total))
         return summary, time.perf_counter() - started
+
+
+def counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -244,9 +251,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("path")
     parser.add_argument("--domains", type=int, default=domains.recommended_domain_count(), metavar="N")
     options = parser.parse_args()
-    if options.domains < 1:
-        parser.error("--domains must be at least 1")
-    if not os.path.isdir(options.path):
+    if not 1 <= options.domains <= MOST_DOMAINS:
+        parser.error(f"--domains must be from 1 to {MOST_DOMAINS}")
+    try:
+        is_directory = stat.S_ISDIR(os.stat(options.path).st_mode)
+    except OSError as error:
+        parser.error(f"{options.path}: {error.strerror}")
+    if not is_directory:
         parser.error(f"{options.path} is not a directory")
     return options
 
@@ -261,10 +272,15 @@ async def main(env: domains.Environment, options: argparse.Namespace) -> int:
     if options.domains > 1:
         summary, seconds = await timed(env, options.path, options.domains, console)
     print(f"root        {summary.root}")
-    print(f"read        {summary.files} files, {summary.bytes_read / 1e6:.1f} MB, {summary.directories} directories")
-    print(f"special     {summary.links} links, {summary.others} others (sockets, FIFOs, devices)")
-    print(f"left out    {summary.unreadable} unreadable, {summary.vanished} vanished")
-    print(f"time        {seconds:.2f} s with {options.domains} domains, {alone_seconds:.2f} s with one")
+    files = counted(summary.files, "file", "files")
+    directories = counted(summary.directories, "directory", "directories")
+    links = counted(summary.links, "link", "links")
+    others = counted(summary.others, "other", "others")
+    print(f"read        {files}, {summary.bytes_read / 1e6:.1f} MB, {directories}")
+    print(f"special     {links}, {others} (sockets, FIFOs, devices), {summary.unreadable} unreadable")
+    print(f"left out    {summary.vanished} vanished")
+    compared = f", {alone_seconds:.2f} s with one" if options.domains > 1 else ""
+    print(f"time        {seconds:.2f} s with {counted(options.domains, 'domain', 'domains')}{compared}")
     print(f"speed-up    {alone_seconds / seconds:.2f} x, {summary.bytes_read / seconds / 1e6:.0f} MB/s")
     if alone.root != summary.root:
         print("The tree has changed between the two runs: the roots differ.", file=sys.stderr)

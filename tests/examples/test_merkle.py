@@ -264,17 +264,34 @@ def test_a_directory_that_vanishes_is_as_if_it_had_never_been(
     assert (summary.directories, summary.unreadable, summary.vanished) == (2, 0, 1)
 
 
-def test_it_runs_as_a_program(tree: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), str(tree), "--domains", "2"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
+def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLE), *arguments], capture_output=True, text=True, check=False, timeout=60
     )
-    assert sequential_root(os.fsencode(tree)).hex() in done.stdout
-    assert "43 files" in done.stdout
-    assert "speed-up" in done.stdout
+
+
+def test_it_runs_as_a_program(tree: Path) -> None:
+    done = run_program(str(tree), "--domains", "2")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["root", sequential_root(os.fsencode(tree)).hex()]
+    assert lines[1].endswith("43 files, 6.8 MB, 9 directories")
+    assert lines[2].endswith("3 links, 0 others (sockets, FIFOs, devices), 0 unreadable")
+    assert lines[3].split() == ["left", "out", "0", "vanished"]
+    assert "s with 2 domains, " in lines[4]
+    assert lines[4].endswith("s with one")
+    assert lines[5].startswith("speed-up")
+
+
+def test_it_runs_as_a_program_with_one_domain(tmp_path: Path) -> None:
+    write(tmp_path / "file")
+    (tmp_path / "link").symlink_to("file")
+    done = run_program(str(tmp_path), "--domains", "1")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[1].endswith("1 file, 0.0 MB, 1 directory")
+    assert lines[2].endswith("1 link, 0 others (sockets, FIFOs, devices), 0 unreadable")
+    assert lines[4].endswith("s with 1 domain")
 
 
 def test_ctrl_c_is_heard_while_everything_is_read(tmp_path: Path) -> None:
@@ -316,11 +333,18 @@ def test_listing_can_be_cancelled(merkle: ModuleType, tmp_path: Path) -> None:
     assert heard.get(timeout=10)
 
 
-@pytest.mark.parametrize("arguments", [["/nowhere at all"], [".", "--domains", "0"], [".", "--domains", "many"]])
-def test_wrong_arguments_are_explained(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), *arguments], capture_output=True, text=True, check=False, timeout=60
-    )
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["/nowhere at all"], "/nowhere at all: No such file or directory"),
+        ([str(EXAMPLE)], f"{EXAMPLE} is not a directory"),
+        ([".", "--domains", "0"], "--domains must be from 1 to 1000"),
+        ([".", "--domains", "100000000000000000000"], "--domains must be from 1 to 1000"),
+        ([".", "--domains", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_wrong_arguments_are_explained(arguments: list[str], says: str) -> None:
+    done = run_program(*arguments)
     assert done.returncode == 2
-    assert "error" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("merkle.py: error: ")
+    assert done.stderr.endswith(f"{says}\n")
