@@ -62,6 +62,15 @@ def _only_calls(f: object) -> bool:
     return "RUNS_USER_CODE" in getattr(f, "__globals__", ())
 
 
+def no_function(what: str, given: object) -> TypeError:
+    """What to raise where a function is needed and this was given. A coroutine is closed, for nobody will await it."""
+    if not inspect.iscoroutine(given):
+        return TypeError(f"{what} must be a function, not {type(given).__name__} {given!r}")
+    given.close()
+    name = given.__name__
+    return TypeError(f"{what} must be a function, not a coroutine: pass {name} itself and not its call {name}(...)")
+
+
 class FunctionCatalogue:
     """The functions that this process has sent, or is about to."""
 
@@ -78,7 +87,7 @@ class FunctionCatalogue:
         if plain and (known := self._by_identity.get(f)) is not None:
             return known
         if not callable(f):
-            raise TypeError(f"a job must be a function, not {type(f).__name__} {f!r}")
+            raise no_function("a job", f)
         now = fingerprint(f) if type(f) is FunctionType else None
         if now is not None and (before := self._by_fingerprint.get(f)) is not None and is_same(now, before[0]):
             return before[1]

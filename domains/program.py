@@ -9,6 +9,7 @@ from typing import Any
 from domains.cores import recommended_domain_count
 from domains.domain_manager import DomainManager
 from domains.env import Environment
+from domains.functions import name_of, no_function
 from domains.launcher.links import kind_called
 from domains.launcher.local import LocalProvider
 from domains.launcher.warm import LauncherProcess
@@ -32,13 +33,15 @@ def run_program(
         async with Switch("program") as switch:
             manager = DomainManager(LocalProvider(kind, launcher), domains or recommended_domain_count(), switch)
             switch.on_release(manager.close)
-            return await (main(Environment(manager, Clock())) if with_environment else main())
+            return await awaitable(main, main(Environment(manager, Clock())) if with_environment else main())
 
     return run_scheduler(root, dump_on_signal=dump_on_signal)
 
 
 def takes_environment(main: Callable[..., Any]) -> bool:
-    """Whether a program's main function has a positional parameter."""
+    """Whether a program's main function has a positional parameter. Raises TypeError for what is no function."""
+    if not callable(main):
+        raise no_function("main", main)
     try:
         parameters = inspect.signature(main).parameters.values()
     except (TypeError, ValueError):
@@ -49,3 +52,10 @@ def takes_environment(main: Callable[..., Any]) -> bool:
         inspect.Parameter.VAR_POSITIONAL,
     )
     return any(parameter.kind in positional for parameter in parameters)
+
+
+def awaitable(main: Callable[..., Any], returned: Any) -> Awaitable[Any]:
+    """What a program's main function has returned. Raises TypeError if that cannot be awaited."""
+    if not inspect.isawaitable(returned):
+        raise TypeError(f"main must be an async function, but {name_of(main)} returned {type(returned).__name__}")
+    return returned

@@ -17,7 +17,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from domains.errors import Cancelled, Closed
-from domains.functions import Function, name_of
+from domains.functions import Function, name_of, no_function
 from domains.job import Job, JobState
 from domains.pool.calls import call as call_object
 from domains.pool.futures import Call, JobFuture, has_begun
@@ -46,6 +46,8 @@ class _OpenPool:
         """Raises what is wrong with the call: NotPicklable, TypeError."""
         f, args, keywords, _ = call
         if keywords or not isinstance(f, _SMALL):
+            if not callable(f):
+                raise no_function("a job", f)
             # As an argument: pickled functions are kept on both sides, and an object may hold any amount of data.
             is_async = inspect.iscoroutinefunction(f)
             function = Function(self._call_object.number, self._call_object.code, name_of(f), is_async)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from domains.errors import Cancelled
-from domains.functions import Function, FunctionCatalogue
+from domains.functions import Function, FunctionCatalogue, no_function
 from domains.job import Job
 from domains.pool.dispatch import Submissions
 from domains.pool.group import run_group, run_group_async
@@ -51,6 +51,8 @@ def map_over(
         raise ValueError(f"chunk must be 'auto' or an int of at least 1, but is {chunk!r}")
     if buffer is not None and (type(buffer) is not int or buffer < 1):
         raise ValueError(f"buffer must be None or an int of at least 1, but is {buffer!r}")
+    if not callable(f):
+        raise no_function("a job", f)
     run = run_group_async if inspect.iscoroutinefunction(f) else run_group
     function = catalogue.add(partial(run, f))
     group_size = _GroupSize(f, chunk, buffer, dispatch.size)

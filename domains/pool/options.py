@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from domains.functions import no_function
 from domains.pool.checks import MOST_DOMAINS, checked_count, checked_seconds
 
 
@@ -49,7 +50,7 @@ def checked_options(
     if min_domains > max_domains:
         raise ValueError(f"min_domains must be at most max_domains, but {min_domains} is more than {max_domains}")
     if initializer is not None and not callable(initializer):
-        raise TypeError(f"initializer must be a function, not {type(initializer).__name__} {initializer!r}")
+        raise no_function("initializer", initializer)
     return PoolOptions(
         min_domains,
         max_domains,

@@ -11,7 +11,7 @@ from domains.env import Environment
 from domains.errors import DomainUnavailable
 from domains.ipc.link import Codec
 from domains.launcher.provider import Provider
-from domains.program import takes_environment
+from domains.program import awaitable, takes_environment
 from domains.scheduler.clock import Clock
 from domains.scheduler.mock import run_mock
 from domains.scheduler.switch import Switch
@@ -45,10 +45,10 @@ def run(main: Callable[..., Awaitable[Any]]) -> Any:
 
     async def root() -> Any:
         if not with_environment:
-            return await main()
+            return await awaitable(main, main())
         async with Switch("program") as switch:
             manager = DomainManager(_NoDomains(), 1, switch)
             switch.on_release(manager.close)
-            return await main(Environment(manager, Clock(), random=random.Random(0)))
+            return await awaitable(main, main(Environment(manager, Clock(), random=random.Random(0))))
 
     return run_mock(root)

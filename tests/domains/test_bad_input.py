@@ -1,5 +1,6 @@
 """What is wrong gives one clear error to the right caller, and the pool goes on working."""
 
+import asyncio
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ import threading
 import pytest
 
 import domains
+import domains.testing
 from domains import DomainDied, ExecutorPool, NotPicklable, Switch
 
 
@@ -79,12 +81,88 @@ def test_weight_is_required(link):
     in_pool(main, link)
 
 
-def test_what_is_no_function_is_a_type_error(link):
+async def _submit(pool, f):
+    await pool.submit(f, weight=1.0)
+
+
+async def _submit_fork(pool, f):
+    async with Switch() as sw:
+        await pool.submit_fork(sw, f, weight=1.0)
+
+
+async def _map(pool, f):
+    pool.map(f, [], weight=1.0)
+
+
+async def _call(pool, f):
+    async with pool._manager.spawn() as domain:
+        await domain.call(f)
+
+
+async def _run(pool, f):
+    await pool._manager.run(f)
+
+
+async def _initialize(pool, f):
+    ExecutorPool(pool._manager, initializer=f)
+
+
+async def _execute(pool, f):
+    await asyncio.wrap_future(pool.as_executor().submit(f))
+
+
+_WAYS = [_submit, _submit_fork, _map, _call, _run, _initialize, _execute]
+
+
+async def _fetch():
+    """Is called where it should be passed."""
+
+
+@pytest.mark.parametrize("way", _WAYS)
+def test_what_is_no_function_is_a_type_error(link, way):
     async def main(pool):
-        with pytest.raises(TypeError, match="function"):
-            await pool.submit(42, weight=1.0)
+        with pytest.raises(TypeError, match=r"must be a function, not int 42$"):
+            await way(pool, 42)
 
     in_pool(main, link)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("way", _WAYS)
+def test_a_coroutine_for_a_function_is_a_type_error_that_says_so(link, way):
+    async def main(pool):
+        with pytest.raises(TypeError, match="must be a function, not a coroutine: pass _fetch itself"):
+            await way(pool, _fetch())
+
+    in_pool(main, link)
+
+
+_RUNS = [domains.run, domains.testing.run]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("run", _RUNS)
+def test_a_main_that_is_no_function_is_a_type_error(run):
+    with pytest.raises(TypeError, match=r"^main must be a function, not NoneType None$"):
+        run(None)
+    with pytest.raises(TypeError, match=r"^main must be a function, not a coroutine: pass _fetch itself"):
+        run(_fetch())
+
+
+@pytest.mark.parametrize("run", _RUNS)
+@pytest.mark.parametrize("main", [lambda: 3, lambda env: 3])
+def test_a_main_that_is_not_async_is_a_type_error(run, main):
+    with pytest.raises(TypeError, match=r"^main must be an async function, but .*<lambda> returned int$"):
+        run(main)
+
+
+@pytest.mark.parametrize("run", _RUNS)
+def test_a_main_may_be_plain_and_return_what_can_be_awaited(run):
+    assert run(lambda env: _take_async(env)) is not None
+
+
+async def _take_async(argument):
+    return argument
 
 
 def test_a_function_that_cannot_travel_names_what_inside_it_cannot(link):
