@@ -63,10 +63,11 @@ def _only_calls(f: object) -> bool:
 
 
 def no_function(what: str, given: object) -> TypeError:
-    """What to raise where a function is needed and this was given. A coroutine is closed, for nobody will await it."""
+    """What to raise where a function is needed and this was given. A coroutine that has not begun never will."""
     if not inspect.iscoroutine(given):
         return TypeError(f"{what} must be a function, not {type(given).__name__} {given!r}")
-    given.close()
+    if inspect.getcoroutinestate(given) == inspect.CORO_CREATED:
+        given.close()
     name = given.__name__
     return TypeError(f"{what} must be a function, not a coroutine: pass {name} itself and not its call {name}(...)")
 

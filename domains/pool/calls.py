@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import starmap
 from typing import Any
 
+from domains.pool.group import finish_async
 from domains.scheduler import fiber
+from domains.scheduler.switch import is_awaitable
 
 RUNS_USER_CODE = True
 """Jobs may be interrupted in here: see `domains.interruption`."""
@@ -15,8 +18,10 @@ def call(f: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]
     return f(*args, **keywords)
 
 
-def call_chunk(f: Callable[..., Any], chunk: Sequence[tuple[Any, ...]]) -> list[Any]:
-    return [f(*args) for args in chunk]
+def call_chunk(f: Callable[..., Any], chunk: Sequence[tuple[Any, ...]]) -> list[Any] | Awaitable[list[Any]]:
+    rest = iter(chunk)
+    first = f(*next(rest))
+    return finish_async(lambda args: f(*args), first, rest) if is_awaitable(first) else [first, *starmap(f, rest)]
 
 
 async def call_chunk_async(f: Callable[..., Awaitable[Any]], chunk: Sequence[tuple[Any, ...]]) -> list[Any]:

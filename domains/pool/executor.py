@@ -247,6 +247,7 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
     ) -> MapResults[T]:
         """The results of `f` for each of `xs`, which may be of any length and is read only as far as needed.
 
+        `f` is plain or `async`; a plain one may return what is to be awaited, if it does so for all of `xs`.
         Iterate over them with `async for`, or `await` all of them as a list.
 
         An async iterable is read by a task of its own: a result can be taken before there is another item.

@@ -53,9 +53,9 @@ def map_over(
         raise ValueError(f"buffer must be None or an int of at least 1, but is {buffer!r}")
     if not callable(f):
         raise no_function("a job", f)
-    run = run_group_async if inspect.iscoroutinefunction(f) else run_group
-    function = catalogue.add(partial(run, f))
-    group_size = _GroupSize(f, chunk, buffer, dispatch.size)
+    is_async = inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(type(f).__call__)
+    function = catalogue.add(partial(run_group_async if is_async else run_group, f))
+    group_size = _GroupSize(is_async, chunk, buffer, dispatch.size)
     return MapResults(_map(dispatch, function, references, xs, weight, ordered, buffer, group_size))
 
 
@@ -102,8 +102,8 @@ async def _flatten(groups: AsyncGenerator[list[T], None]) -> AsyncGenerator[T, N
 class _GroupSize:
     """How many items to send at a time: grows while groups are too quick, shrinks when they are slow."""
 
-    def __init__(self, f: Callable[[Any], Any], chunk: int | Literal["auto"], buffer: int | None, domains: int) -> None:
-        self._fixed = chunk != "auto" or inspect.iscoroutinefunction(f)
+    def __init__(self, is_async: bool, chunk: int | Literal["auto"], buffer: int | None, domains: int) -> None:
+        self._fixed = chunk != "auto" or is_async
         self.items = chunk if chunk != "auto" else 1
         self._most = _MOST_IN_GROUP if buffer is None else max(1, min(_MOST_IN_GROUP, buffer // (2 * domains)))
 

@@ -498,6 +498,7 @@ def test_map_keeps_the_order_with_any_chunk_size(shared: Executor) -> None:
     for chunk in (1, 3, 100):
         assert list(shared.map(add, range(20), range(20), chunksize=chunk)) == list(range(0, 40, 2))
         assert list(shared.map(square_slowly, range(5), chunksize=chunk)) == [0, 1, 4, 9, 16]
+        assert list(shared.map(lambda x: square_slowly(x), range(5), chunksize=chunk)) == [0, 1, 4, 9, 16]
     assert list(shared.map(square, [], chunksize=2)) == []
 
 

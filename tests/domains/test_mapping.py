@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import functools
+import gc
 import itertools
 import os
 import resource
@@ -29,7 +31,39 @@ async def square_async(x):
     return x * x
 
 
-@pytest.mark.parametrize("f", [square, square_async])
+class Calls:
+    def __init__(self, f):
+        self.f = f
+
+    async def __call__(self, x):
+        return await self.f(x)
+
+
+class Square:
+    """What is made of a number, rather than called with one."""
+
+    def __init__(self, x):
+        self.x = x
+
+    async def __call__(self):
+        raise AssertionError("nobody calls it")
+
+    def __eq__(self, other):
+        return self.x**2 == other
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        square,
+        square_async,
+        Calls(square_async),
+        lambda x: square_async(x),
+        functools.partial(Calls(square_async)),
+        Square,
+    ],
+    ids=["plain", "async", "async call", "returns a coroutine", "partial", "class"],
+)
 def test_awaiting_a_map_gives_all_results_as_a_list(link, f):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
@@ -219,7 +253,8 @@ def test_a_source_that_swallows_its_cancellation_is_read_no_further():
     run(main)
 
 
-def test_light_async_jobs_of_a_map_fill_a_domain(tmp_path):
+@pytest.mark.parametrize("is_object", [False, True])
+def test_light_async_jobs_of_a_map_fill_a_domain(tmp_path, is_object):
     async def meet(n):
         (tmp_path / str(n)).touch()
         while len(os.listdir(tmp_path)) < 50:  # noqa: ASYNC110  # they meet by files
@@ -228,9 +263,43 @@ def test_light_async_jobs_of_a_map_fill_a_domain(tmp_path):
 
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
-            return await pool.map(meet, range(50), weight=0.02)
+            return await pool.map(Calls(meet) if is_object else meet, range(50), weight=0.02)
 
     assert run(main) == list(range(50))
+
+
+def test_awaitables_of_a_plain_function_go_on_beside_each_other_in_a_group():
+    async def meet(n):
+        _met.append(n)
+        while len(_met) < 8:  # noqa: ASYNC110  # they meet in a list
+            await asyncio.sleep(0)
+        return n
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            return await pool.map(lambda n: meet(n), range(8), weight=1.0, chunk=8)
+
+    assert run(main) == list(range(8))
+
+
+_met: list[int] = []
+
+
+@pytest.mark.parametrize("failing", [0, 5])
+def test_awaitables_of_a_group_that_fails_are_all_awaited(capfd, failing):
+    async def fail(n):
+        if n == failing:
+            raise LookupError(n)
+        await fiber.await_cancel()
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pytest.raises(LookupError):
+                await pool.map(lambda n: fail(n), range(8), weight=1.0, chunk=8)
+            await pool.submit(gc.collect, weight=1.0)
+
+    run(main)
+    assert "never awaited" not in capfd.readouterr().err
 
 
 def test_quick_jobs_travel_in_ever_larger_groups_and_slow_ones_alone(link):
