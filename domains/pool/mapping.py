@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from domains.errors import Cancelled
+from domains.errors import Cancelled, NotPicklable
 from domains.functions import Function, FunctionCatalogue, no_function
 from domains.job import Job
 from domains.pool.dispatch import Submissions
@@ -129,6 +129,7 @@ async def _map(
     sizes: dict[Job[Any], int] = {}  # of those under way or not taken yet
     next_ones: deque[Job[Any]] = deque()  # the same in the order in which they are taken, as far as that is known
     unfinished = 0
+    read = 0
     taken = 0
 
     def ended(job: Job[Any]) -> None:
@@ -150,13 +151,14 @@ async def _map(
                     break
                 if dispatch.refusal is not None:
                     raise dispatch.refusal
-                job: Job[Any] = Job(function, (group,), references, weight, dispatch)
+                job = _job_for(function, group, read, references, weight, dispatch)
                 job.on_end = ended
                 dispatch.push(job)
                 dispatch.count_items(len(group) - 1, 0)
                 sizes[job] = len(group)
                 unfinished += 1
                 taken += len(group)
+                read += len(group)
                 if ordered:
                     next_ones.append(job)
             if next_ones and next_ones[0].promise.is_resolved:
@@ -176,6 +178,20 @@ async def _map(
         await source.close()
         for job in sizes:
             await job.ended()
+
+
+def _job_for(
+    function: Function, group: list[Any], first: int, references: References, weight: int, dispatch: Submissions
+) -> Job[Any]:
+    """The job of a group, whose items begin with number `first` of the input. Raises NotPicklable, naming the item."""
+    try:
+        return Job(function, (group,), references, weight, dispatch)
+    except NotPicklable as error:
+        refusal = error
+    for index, item in enumerate(group, first):
+        payload = references.pickling.dumps(item, "the input of a map of %r: xs[%d]", function.name, index)
+        references.discharge(payload.holds)
+    raise refusal
 
 
 def _groups_per_domain(function: Function, weight: int) -> int:

@@ -7,13 +7,15 @@ import gc
 import itertools
 import os
 import resource
+import threading
 import time
+import traceback
 
 import numpy
 import pytest
 
 import domains
-from domains import ExecutorPool, Stream, fiber
+from domains import ExecutorPool, NotPicklable, Stream, fiber
 from domains.pool.source import open_source
 from domains.scheduler.run import run as run_locally
 
@@ -341,6 +343,25 @@ def test_arguments_are_checked_at_the_call(arguments, error):
                 pool.map(square, [1], **{"weight": 1.0, **arguments})
 
     run(main)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_an_item_that_cannot_travel_is_named_by_its_place_in_the_input(link, chunk):
+    async def main(env):
+        references = env.domain_mgr.references
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            items = [0, 1, 2, 3, Stream(1), {"pictures": [1, threading.Lock()]}, threading.Lock()]
+            with pytest.raises(NotPicklable) as caught:
+                await pool.map(repr, items, weight=1.0, chunk=chunk)
+            while references.exports:
+                await pool.submit(gc.collect, weight=1.0)
+            assert not references._holds
+            assert await pool.map(abs, [-1], weight=1.0) == [1]
+        return caught.value
+
+    error = run(main, link)
+    assert error.what == "the input of a map of 'repr': xs[5]['pictures'][1] (type _thread.lock)"
+    assert "arguments" not in "".join(traceback.format_exception(error))
 
 
 @pytest.mark.slow
