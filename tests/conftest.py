@@ -19,7 +19,10 @@ from domains.scheduler.run import new_event_loop
 _PATIENCE_SECONDS = 5.0
 """What a test has ended may take so long to disappear, on a machine that is busy with other tests."""
 
-_OURS_IN_TMP = "domains-"
+_OURS = "domains-*"
+"""What the library calls its temporary directories, and its shared memory where that has a name."""
+
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def pytest_collection_finish() -> None:
@@ -40,21 +43,34 @@ def what_libraries_open_once() -> None:
     new_event_loop().close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def a_temporary_directory_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever lies there was made by this process or by those that it started, and not by another run beside it."""
+    tmp_path_factory.getbasetemp()  # pytest's own are chosen now, and stay where one looks for them
+    with (
+        tempfile.TemporaryDirectory(prefix="tests-", dir="/tmp") as path,  # a name short enough for sockets
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TMPDIR", path)
+        patch.setattr(tempfile, "tempdir", path)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """No process, thread, file descriptor, shared memory or temporary directory of the test outlives it."""
     before = _what_there_is()
     yield
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    while left := _what_there_is() - before:
+    while left := _what_there_is() - before - _shared_memory_of_live_strangers():
         gc.collect()
         if time.monotonic() > deadline:
-            pytest.fail(f"left behind: {', '.join(sorted(left))}")
+            pytest.fail(f"left behind: {', '.join(sorted(str(thing) for thing in left))}")
         time.sleep(0.01)
 
 
-def _what_there_is() -> set[str]:
-    return _processes() | _threads() | _descriptors() | _shared_memory() | _temporary_directories()
+def _what_there_is() -> set[object]:
+    return {*_processes(), *_threads(), *_descriptors(), *_shared_memory(), *_temporary_directories()}
 
 
 def _processes() -> set[str]:
@@ -65,8 +81,8 @@ def _processes() -> set[str]:
     return found
 
 
-def _threads() -> set[str]:
-    return {f"thread {thread.name}" for thread in threading.enumerate()}
+def _threads() -> set[threading.Thread]:
+    return set(threading.enumerate())  # themselves, as names and numbers are used again
 
 
 def _descriptors() -> set[str]:
@@ -78,13 +94,19 @@ def _descriptors() -> set[str]:
 
 
 def _shared_memory() -> set[str]:
-    """Of this user, by processes that live no more or are ours: names hold the maker's process number."""
-    shared = Path("/dev/shm")
-    return {f"shared memory {path}" for path in shared.glob(f"domains-{os.getpid()}-*")} if shared.is_dir() else set()
+    return {f"shared memory {path}" for path in _SHARED_MEMORY.glob(_OURS)}
+
+
+def _shared_memory_of_live_strangers() -> set[str]:
+    """That of another run beside this one: names hold the maker's process number. A dead one's may be ours."""
+    ours = {os.getpid(), *(process.pid for process in psutil.Process().children(recursive=True))}
+    found = set()
+    for path in _SHARED_MEMORY.glob(_OURS):
+        maker = int(path.name.split("-")[1])
+        if maker not in ours and psutil.pid_exists(maker):
+            found.add(f"shared memory {path}")
+    return found
 
 
 def _temporary_directories() -> set[str]:
-    found = set()
-    for path in Path(tempfile.gettempdir()).glob(f"{_OURS_IN_TMP}{os.getpid()}-*"):
-        found.add(f"temporary directory {path}")
-    return found
+    return {f"temporary directory {path}" for path in Path(tempfile.gettempdir()).glob(_OURS)}
