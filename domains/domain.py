@@ -1,7 +1,7 @@
 """A domain as its parent holds it: its process, the talk with it, the jobs that it was sent, and how it ended.
 
-States: Open -> Finishing -> Ended, or Open -> Ended. A domain has ended once its process has, and everything that it
-said before is heard: then, and only then, what it still owed fails with `DomainDied`.
+States: Open -> Finishing -> Finished, in order; Open or Finishing -> Dead. A domain has ended once its process has, and
+everything that it said before is heard: then, and only then, what it still owed fails with `DomainDied`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -55,7 +56,8 @@ CANCELLING_SECONDS = 1.0
 class DomainState(enum.Enum):
     OPEN = "open"
     FINISHING = "finishing"
-    ENDED = "ended"
+    FINISHED = "finished"
+    DEAD = "dead"
 
 
 _OPEN = DomainState.OPEN  # to look up an enum's member takes long
@@ -134,6 +136,10 @@ class DomainHandle:
         return self.state is _OPEN and self.link.is_open
 
     @property
+    def has_ended(self) -> bool:
+        return self.state is DomainState.FINISHED or self.state is DomainState.DEAD
+
+    @property
     def was_killed(self) -> bool:
         """Whether it was killed here, for a reason."""
         return self._why_killed is not None
@@ -154,7 +160,7 @@ class DomainHandle:
         Or without an offer, so that they start `at_once`: for a domain that has no others.
         """
         if self.state is not _OPEN:
-            if self.state is DomainState.ENDED:
+            if self.state is DomainState.DEAD:
                 raise self.error()
             raise Closed(f"domain {self.name!r} is closed: it was asked to finish")
         messages = []
@@ -204,7 +210,7 @@ class DomainHandle:
     def _watch_cancelled(self) -> None:
         """See to those that were asked to end and have not: ask again, and in the end kill the domain."""
         self._watch = None
-        if self.state is DomainState.ENDED or not self._cancelling:
+        if self.has_ended or not self._cancelling:
             return
         loop = asyncio.get_running_loop()
         busy_with = self.interrupts.busy_with[0]
@@ -267,13 +273,13 @@ class DomainHandle:
 
     def recover(self) -> list[Job[Any]]:
         """At the end: the jobs that never began, queued once more."""
-        assert self.state is DomainState.ENDED
+        assert self.has_ended
         last = self.claims.last_started()
         return self._hand_back([ticket for ticket, job in self.jobs.items() if job.weight and ticket > last])
 
     def hand_back(self, which: Callable[[Job[Any]], bool]) -> list[Job[Any]]:
         """At the end: the jobs of which this is true, queued once more, though they may have begun."""
-        assert self.state is DomainState.ENDED
+        assert self.has_ended
         return self._hand_back([ticket for ticket, job in self.jobs.items() if which(job)])
 
     def error(self, job: Job[Any] | None = None) -> DomainsError:
@@ -287,6 +293,8 @@ class DomainHandle:
             what += f" at its attempt {job.retry.attempt}"
         if why := self._why_killed or ending.why:
             what = f"because {why}, {what}".rstrip(", ")
+        elif ending.signal == signal.SIGKILL:
+            what = f"{what} (not by this program; it may have been the system, for want of memory)".lstrip()
         return DomainDied(self.name, ending.exitcode, ending.signal, ending.crash, what or None)
 
     def finish(self) -> None:
@@ -296,7 +304,7 @@ class DomainHandle:
             if self.link.is_open:
                 self.conversation.send(Finish())
 
-    def kill(self, why: str | None = None) -> None:
+    def kill(self, why: str) -> None:
         """End its process at once; `why` is for those whose jobs end with it."""
         self._why_killed = self._why_killed or why
         self._process.kill()
@@ -320,7 +328,7 @@ class DomainHandle:
             with move_on_after(seconds) as overdue:
                 await self.ended
             if overdue.cancelled:
-                self.kill()
+                self.kill(f"it had not ended {seconds:g} s after it was asked to")
                 await self.ended
 
     def cancel_jobs(self, reason: BaseException) -> None:
@@ -346,27 +354,40 @@ class DomainHandle:
         job = self.jobs.pop(message.job)
         if self._cancelling:
             self._cancelling.pop(message.job, None)
-        if self._when_answered is not None:
-            self._when_answered(job, message.seconds)
-        job.returned(message, buffers, self.conversation.pickling)
+        try:
+            if self._when_answered is not None:
+                self._when_answered(job, message.seconds)
+            job.returned(message, buffers, self.conversation.pickling)
+        except BaseException as error:
+            job.fail_if_open(error)
+            raise
 
     def _raised(self, message: JobRaised, buffers: Buffers) -> None:
         job = self.jobs.pop(message.job)
         cancelling = self._cancelling.pop(message.job, None)
-        if self._when_answered is not None:
-            self._when_answered(job, message.seconds)
-        job.raised(message, buffers, self.conversation.pickling, cancelling.reason if cancelling else None)
+        try:
+            if self._when_answered is not None:
+                self._when_answered(job, message.seconds)
+            job.raised(message, buffers, self.conversation.pickling, cancelling.reason if cancelling else None)
+        except BaseException as error:
+            job.fail_if_open(error)
+            raise
 
     def _link_gone(self, reason: ConnectionLost | None) -> None:
         self._link_open = False
         if self.ending is not None:
             self._ended()
+        elif reason is not None and reason.__cause__ is not None and not isinstance(reason.__cause__, OSError):
+            self.kill(str(reason))  # what it says is not to be trusted
         elif reason is not None:
-            # It cannot be talked to any more. The launcher tells how it ended.
-            self.kill()
+            # It has died, as the launcher is about to tell; or it has cut the link, and says why as it ends by itself.
+            self._kill_later(_LAST_WORDS_SECONDS, "it has cut the link to its parent")
         elif self.state is DomainState.OPEN:
             # Somebody told it to end, and it said goodbye: it may run its exit handlers, and then the launcher tells.
-            self._last_words = asyncio.get_running_loop().call_later(FINISHING_SECONDS, self.kill)
+            self._kill_later(FINISHING_SECONDS, "it has said goodbye and does not end")
+
+    def _kill_later(self, seconds: float, why: str) -> None:
+        self._last_words = asyncio.get_running_loop().call_later(seconds, self.kill, why)
 
     def _process_ended(self, ending: Ending) -> None:
         self.ending = ending
@@ -381,8 +402,9 @@ class DomainHandle:
     def _ended(self) -> None:
         if self._last_words is not None:
             self._last_words.cancel()
-        self.state = DomainState.ENDED
         assert self.ending is not None
+        in_order = self.state is DomainState.FINISHING and self.ending.exitcode == 0
+        self.state = DomainState.FINISHED if in_order else DomainState.DEAD
         if self._watch is not None:
             self._watch.cancel()
         with contextlib.ExitStack() as steps:  # all are taken, also if one raises: nobody waits for ever

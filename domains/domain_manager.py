@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, TypeVar, TypeVarTuple, overload
 
 from domains.conversation import Conversation
-from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle, DomainState
+from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle
 from domains.errors import Closed, DomainUnavailable
 from domains.functions import FunctionCatalogue
 from domains.heartbeat import Heartbeat, checked_seconds
@@ -25,6 +25,7 @@ from domains.ipc.interrupts import SentInterrupts
 from domains.ipc.pulse import Pulse
 from domains.job import Job
 from domains.launcher.provider import Provider
+from domains.plain_text import plain_text
 from domains.protocol import ProtocolCodec
 from domains.references.kinds import kinds
 from domains.references.pickling import open_domain_manager
@@ -85,6 +86,8 @@ class DomainManager:
         sign of life that often, and killed when it gives none until the next time: it was stopped, or is stuck in C
         code. The DomainDied that its callers get shows the stacks of its threads.
         """
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"a domain's name must be a str or None, but is {name!r}")
         return _Spawned(self, name, checked_seconds(heartbeat_seconds))
 
     def open(self, name: str | None = None, heartbeat_seconds: float | None = None) -> DomainHandle:
@@ -95,6 +98,7 @@ class DomainManager:
         if name is None:
             parent = current()
             name = f"domain-{number}" if parent.id == 0 else f"{parent.name}.{number}"
+        name = plain_text(name)
         with _unavailable(name), contextlib.ExitStack() as on_failure:
             claims, interrupts = OfferedClaims(), SentInterrupts()
             on_failure.callback(claims.close)
@@ -126,7 +130,7 @@ class DomainManager:
         """End every domain that is left, and what they were started with. No domain can be started afterwards."""
         self._closed = True
         for handle in list(self._open):
-            handle.kill()
+            handle.kill("the program that started it ends")
         for handle in list(self._open):
             await handle.close(CANCELLING_SECONDS)
         try:
@@ -171,7 +175,7 @@ class Domain:
     @property
     def alive(self) -> bool:
         """False once it has ended, for whatever reason."""
-        return self._handle.state is not DomainState.ENDED
+        return not self._handle.has_ended
 
     @overload
     async def call(self, f: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T: ...

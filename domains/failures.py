@@ -11,11 +11,19 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from domains.errors import NotPicklable
 from domains.ipc.pickling import Payload, Pickling
+from domains.ipc.unpicklable import describe
+from domains.plain_text import plain_text
+
+# Of BaseException itself: a user's class may refuse its attributes to be set, as a frozen dataclass does, or read.
+_CAUSE: Any = vars(BaseException)["__cause__"]
+_CONTEXT: Any = vars(BaseException)["__context__"]
+_SUPPRESSES: Any = vars(BaseException)["__suppress_context__"]
 
 
 class RemoteTraceback(Exception):
@@ -30,12 +38,16 @@ class RemoteTraceback(Exception):
 
 
 class _PackedException(msgspec.Struct, array_like=True):
-    """One exception of a chain: its pickle (buffers after it in the payload), and what to say without it."""
+    """One exception of a chain: its pickle (buffers after it in the payload), and what to say without it.
+
+    Where it cannot be pickled there is no pickle, `why` says why not, and `path` what in it is to blame.
+    """
 
     data: bytes
     buffers: int
     type_name: str
     message: str
+    path: str
     why: str
 
 
@@ -55,6 +67,7 @@ _decoder = msgspec.msgpack.Decoder(_PackedFailure)
 
 def pack_failure(error: BaseException, pickling: Pickling, where: str) -> Payload:
     """Pack an exception and its chain; never raises. `where` names the job and the domain."""
+    where = plain_text(where)
     text = _format(error)
     exceptions: list[_PackedException] = []
     links: list[str] = []
@@ -64,23 +77,25 @@ def pack_failure(error: BaseException, pickling: Pickling, where: str) -> Payloa
     seen: set[int] = set()
     while current is not None and id(current) not in seen and len(exceptions) < _MOST_LINKS:
         seen.add(id(current))
-        why = ""
+        type_name = plain_text(type(current).__qualname__)
+        path = why = ""
         payload = Payload(b"", [])
         try:
-            payload = pickling.dumps(current, f"exception {type(current).__qualname__} raised by {where}")
+            payload = pickling.dumps(current, type_name)
         except NotPicklable as refusal:
-            why = str(refusal)
-        exceptions.append(
-            _PackedException(payload.data, len(payload.buffers), type(current).__qualname__, _message(current), why)
-        )
+            path, why = plain_text(refusal.what.removeprefix(type_name)), plain_text(refusal.why)
+        except BaseException as broken:  # a user's `__reduce__` may raise what comes from outside elsewhere
+            why = plain_text(describe(broken))
+        exceptions.append(_PackedException(payload.data, len(payload.buffers), type_name, _message(current), path, why))
         buffers.extend(payload.buffers)
         holds.extend(payload.holds)
-        if current.__cause__ is not None:
+        cause, context = _CAUSE.__get__(current), _CONTEXT.__get__(current)
+        if cause is not None:
             links.append("cause")
-            current = current.__cause__
-        elif current.__context__ is not None and not current.__suppress_context__:
+            current = cause
+        elif context is not None and not _SUPPRESSES.__get__(current):
             links.append("context")
-            current = current.__context__
+            current = context
         else:
             links.append("")
             current = None
@@ -90,7 +105,7 @@ def pack_failure(error: BaseException, pickling: Pickling, where: str) -> Payloa
 
 
 def unpack_failure(data: bytes, buffers: Sequence[memoryview], pickling: Pickling) -> BaseException:
-    """The exception that `pack_failure` packed, ready to be raised; never raises."""
+    """The exception that `pack_failure` packed, ready to be raised; raises nothing but for what was never packed."""
     failure = _decoder.decode(data)
     used = 0
     rebuilt: list[BaseException] = []
@@ -100,9 +115,9 @@ def unpack_failure(data: bytes, buffers: Sequence[memoryview], pickling: Picklin
         rebuilt.append(_rebuild(packed, mine, pickling, failure.where))
     for error, link, following in zip(rebuilt, failure.links, rebuilt[1:], strict=False):
         if link == "cause":
-            error.__cause__ = following
+            _CAUSE.__set__(error, following)
         elif link == "context":
-            error.__context__ = following
+            _CONTEXT.__set__(error, following)
     error = rebuilt[0]
     _attach(error, f"Traceback of {failure.where}:\n{failure.traceback.rstrip()}")
     return error
@@ -110,14 +125,16 @@ def unpack_failure(data: bytes, buffers: Sequence[memoryview], pickling: Picklin
 
 def _rebuild(packed: _PackedException, buffers: Sequence[memoryview], pickling: Pickling, where: str) -> BaseException:
     summary = f"{packed.type_name}: {packed.message}"
-    what = f"exception {packed.type_name} raised by {where}"
+    what = f"exception {packed.type_name} raised by {where}{packed.path}"
     hint = f"It said: {summary}. Its traceback is in the notes."
     if packed.why:
         return NotPicklable(what, packed.why, hint)
     try:
         error = pickling.loads(packed.data, buffers)
-    except Exception as refusal:
-        return NotPicklable(what, f"it cannot be rebuilt here: {refusal}", hint)
+    except NotPicklable as refusal:
+        return NotPicklable(what, refusal.why, hint)
+    except BaseException as broken:
+        return NotPicklable(what, f"it cannot be rebuilt here: {describe(broken)}", hint)
     if not isinstance(error, BaseException):
         return NotPicklable(what, f"it was rebuilt as a {type(error).__name__}, not as an exception", hint)
     return error
@@ -125,23 +142,23 @@ def _rebuild(packed: _PackedException, buffers: Sequence[memoryview], pickling: 
 
 def _attach(error: BaseException, text: str) -> None:
     """Add the remote traceback as a note and at the end of the chain of causes."""
-    error.add_note(text)
-    last = error
-    while last.__cause__ is not None:
-        last = last.__cause__
-    context = last.__context__
-    last.__cause__ = RemoteTraceback(text)
-    # A context is part of the text already; showing both would say it twice.
-    last.__context__ = context
+    attributes = vars(error)
+    notes = attributes.get("__notes__")
+    attributes["__notes__"] = [*(notes if isinstance(notes, list) else ()), text]
+    last, seen = error, {id(error)}
+    while (cause := _CAUSE.__get__(last)) is not None and id(cause) not in seen:
+        last = cause
+        seen.add(id(cause))
+    _CAUSE.__set__(last, RemoteTraceback(text))  # and a context, which the text has too, is not shown beside it
 
 
 def _format(error: BaseException) -> str:
     try:
         shown = traceback.TracebackException.from_exception(error)
         _leave_out_callers(shown, set())
-        return "".join(shown.format())
-    except Exception as broken:  # a user's __str__ may raise
-        return f"{type(error).__qualname__} (its traceback could not be formatted: {broken!r})"
+        return plain_text("".join(shown.format()))
+    except BaseException as broken:  # a user's `__str__` may raise anything
+        return plain_text(f"{type(error).__qualname__} (its traceback could not be formatted: {describe(broken)})")
 
 
 def _leave_out_callers(shown: traceback.TracebackException | None, seen: set[int]) -> None:
@@ -164,6 +181,6 @@ def _our_folders() -> tuple[str, ...]:
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception as broken:
-        return f"(its message could not be formatted: {broken!r})"
+        return plain_text(str(error))
+    except BaseException as broken:
+        return plain_text(f"(its message could not be formatted: {describe(broken)})")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from domains.conversation import Buffers
-from domains.errors import Cancelled, DomainsError
+from domains.errors import Cancelled, DomainsError, NotPicklable
 from domains.failures import unpack_failure
 from domains.functions import Function
 from domains.ipc.pickling import Pickling
@@ -139,6 +139,9 @@ class Job(Generic[T]):
         if message.data:
             try:
                 value = pickling.loads(message.data, buffers)
+            except NotPicklable as error:
+                self.fail(NotPicklable(f"the result of job {self.function.name!r}", error.why, error.hint))
+                return
             except Exception as error:
                 self.fail(error)
                 return
@@ -174,6 +177,11 @@ class Job(Generic[T]):
 
     def fail(self, error: BaseException) -> None:
         self._end(Raised(error, error.__traceback__))
+
+    def fail_if_open(self, error: BaseException) -> None:
+        """Its answer has come and could not be dealt with: nobody else would end it."""
+        if self.state is not _ENDED and self.state is not _QUEUED:
+            self.fail(error)
 
     def _end(self, result: Result[T]) -> None:
         assert self.state is not _ENDED

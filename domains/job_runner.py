@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from domains.conversation import Buffers, Conversation
-from domains.errors import Cancelled, ConnectionLost
+from domains.errors import Cancelled, ConnectionLost, NotPicklable
 from domains.failures import pack_failure, unpack_failure
 from domains.forked import exit_as_a_script
 from domains.functions import ReceivedFunctions, name_of, name_of_call
@@ -189,8 +189,9 @@ class JobRunner:
             self._start_what_may()
         except Exception as error:
             # Some job cannot be answered. A domain that dies owes nobody anything; one that forgets would.
+            text = f"domain {current().name!r} ends, because it cannot run jobs any more"
+            asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
             self._link.abort(ConnectionLost(f"jobs cannot be run any more: {error!r}"))
-            raise
         finally:
             self._link.flush()  # at once: what there was to do is done, or has its next turn after others
 
@@ -268,6 +269,8 @@ class JobRunner:
             if message.variables:
                 unpack_variables(message.variables, self._pickling, context)
         except BaseException as error:
+            if known is not None and isinstance(error, NotPicklable):
+                error = NotPicklable(f"the arguments of job {known.name!r}", error.why, error.hint)
             self._answer_raised(message.job, error, 0.0, "a job that could not be opened")
             return
         self._running[message.job] = None

@@ -17,7 +17,9 @@ from domains.conversation import Buffers, Conversation
 from domains.errors import NotPicklable
 from domains.identity import current
 from domains.ipc.pickling import Pickling
+from domains.plain_text import plain_text
 from domains.protocol import ConfigureLogging, LogRecord
+from domains.references.plain import MOST_INT
 
 _MOST_PENDING_BYTES = 4 << 20
 
@@ -45,11 +47,11 @@ _NOT_EXTRA = frozenset((*_FIELDS, "msg", "args", "exc_info", "message", "process
 def levels() -> ConfigureLogging:
     """The levels that this process's loggers were given."""
     named = {
-        name: logger.level
+        plain_text(name): int(logger.level)
         for name, logger in logging.root.manager.loggerDict.items()
         if isinstance(logger, logging.Logger) and logger.level
     }
-    return ConfigureLogging(logging.root.level, named, logging.root.manager.disable)
+    return ConfigureLogging(int(logging.root.level), named, int(logging.root.manager.disable))
 
 
 def forward_logs(conversation: Conversation) -> None:
@@ -76,8 +78,15 @@ def handle_record(domain: str, message: LogRecord, buffers: Buffers, pickling: P
             attributes["msg"] += f" (its extra attributes are lost: {error})"
     record = logging.makeLogRecord(attributes)
     logger = logging.getLogger(record.name)
-    if logger.isEnabledFor(record.levelno):
-        logger.handle(record)
+    try:
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+    except Exception:  # a filter that fails is no reason to part with the domain
+        _reporter.handleError(record)
+
+
+_reporter = logging.Handler()
+"""Says what goes wrong with a record in the way of all handlers."""
 
 
 class _Forwarder(logging.Handler):
@@ -108,7 +117,7 @@ class _Forwarder(logging.Handler):
     def _pack(self, record: logging.LogRecord) -> tuple[LogRecord, list[Any]]:
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
-        text = record.getMessage().encode(errors="backslashreplace").decode()  # such as file names that are no text
+        text = plain_text(record.getMessage())
         pickling = self._conversation.pickling
         extra = b""
         buffers: list[Any] = []
@@ -117,8 +126,8 @@ class _Forwarder(logging.Handler):
                 extra, buffers = pickling.dumps(more, "a log record's extra attributes")[:2]
             except NotPicklable:
                 extra = pickling.dumps({name: repr(value) for name, value in more.items()}, "a log record").data
-        fields = [getattr(record, name, None) for name in _FIELDS]
-        domain = getattr(record, "domain", None) or current().name
+        fields = [_sendable(getattr(record, name, None)) for name in _FIELDS]
+        domain = plain_text(str(getattr(record, "domain", None) or current().name))
         return LogRecord(fields, text, domain, extra, len(buffers)), buffers
 
     def _send(self, message: LogRecord, buffers: list[Any]) -> None:
@@ -134,3 +143,14 @@ class _Forwarder(logging.Handler):
         self._conversation.send(message, buffers)
         if asyncio._get_running_loop() is not self._loop:
             link.flush()  # a plain job keeps the loop from its turn, and may be long
+
+
+def _sendable(value: object) -> str | int | float | None:
+    """A field of a record, whatever it was given: what cannot be sent would take the link, and the domain, along."""
+    if isinstance(value, str):
+        return plain_text(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, int) and -MOST_INT < value < MOST_INT:
+        return int(value)
+    return None if value is None else plain_text(repr(value))

@@ -164,7 +164,10 @@ class Link(ABC):
         except Exception as error:
             # Somebody waits for what is in here: better they all hear of an end than never of anything.
             kinds = ", ".join(sorted({type(message).__name__ for message in batch}))
-            self._broken(f"what was to be sent to {self.name} cannot be encoded ({kinds}): {error}", error)
+            text = f"what was to be sent to {self.name} cannot be encoded ({kinds}): {error}"
+            # Before the link is cut, for which the peer may end this process.
+            self._loop.call_exception_handler({"message": text, "exception": error})
+            self._broken(text, error)
             return
         self._write(envelope, buffers)
         if self.pending_bytes > HIGH_WATER_BYTES:

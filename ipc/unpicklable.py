@@ -55,7 +55,7 @@ def describe(error: BaseException) -> str:
     """An exception in one line, whatever its own text does."""
     try:
         text = str(error)
-    except Exception:
+    except BaseException:
         text = "(whose text cannot be had)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

@@ -96,6 +96,9 @@ def run(
             try:
                 result = loop.run_until_complete(task)
             except BaseException as error:
+                if not task.done() and not root.is_cancelled:
+                    # Raised in a callback or in somebody's task: it is the program that ends, and all in it see that.
+                    loop.call_soon(root.interrupt, error)
                 ended_by = interruption.error
                 if ended_by is None or error is ended_by:
                     raise

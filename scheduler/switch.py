@@ -29,6 +29,9 @@ from domains.scheduler.suspend import Suspension, suspend
 
 __all__ = ["CancelHandle", "Hook", "Switch", "is_awaitable"]
 
+_CONTEXT: Any = vars(BaseException)["__context__"]
+"""BaseException's own: a user's class may refuse its attributes to be set, as a frozen dataclass does."""
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -218,11 +221,11 @@ class Switch:
         else:
             failure = BaseExceptionGroup(f"several failures in switch {self.name!r}", failures)
         # Raised here, it would otherwise claim to have happened while the body's exception was handled.
-        context = failure.__context__
+        context = _CONTEXT.__get__(failure)
         try:
             raise failure
         finally:
-            failure.__context__ = context
+            _CONTEXT.__set__(failure, context)
             del failure, failures, error
 
     def _join(self, suspension: Suspension[None]) -> Callable[[Any], None]:

@@ -31,7 +31,7 @@ class Birth(Struct, array_like=True):
     """All that a new domain must know before it can talk to its parent.
 
     `link` and `description` tell the kind of link and how to open it; `descriptors` names the inherited file
-    descriptors in the order in which they were sent.
+    descriptors in the order in which they were sent. What may be file names is as `as_bytes` gives it.
     """
 
     domain: int
@@ -40,9 +40,19 @@ class Birth(Struct, array_like=True):
     link: str
     description: bytes
     descriptors: list[str]
-    sys_path: list[str]
-    argv: list[str]
-    directory: str
+    sys_path: list[bytes]
+    argv: list[bytes]
+    directory: bytes
+
+
+def as_bytes(text: str) -> bytes:
+    """Any string, also one that is no valid text, as a file name need not be."""
+    return text.encode(errors="surrogatepass")
+
+
+def as_text(data: bytes) -> str:
+    """What `as_bytes` was given."""
+    return data.decode(errors="surrogatepass")
 
 
 class Launch(Struct, tag=1, array_like=True):

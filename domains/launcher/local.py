@@ -25,10 +25,11 @@ from domains.launcher.control import (
     Remove,
     Signal,
     Started,
+    as_bytes,
 )
 from domains.launcher.links import LinkKind, ZeroMQKind
 from domains.launcher.provider import DomainProcess, Ending, Provider
-from domains.launcher.warm import LauncherProcess
+from domains.launcher.warm import LauncherProcess, import_path, working_directory
 from domains.scheduler.cancel import move_on_after, protect
 from domains.scheduler.promise import Promise
 
@@ -165,9 +166,9 @@ class LocalProvider(Provider):
                 link=self._kind.name,
                 description=offer.description,
                 descriptors=list(inherited),
-                sys_path=[entry or os.getcwd() for entry in sys.path],
-                argv=list(sys.argv),
-                directory=os.getcwd(),
+                sys_path=list(map(as_bytes, import_path())),
+                argv=[as_bytes(str(argument)) for argument in getattr(sys, "argv", None) or [""]],
+                directory=as_bytes(working_directory()),
             )
             process = connection.launch(birth, list(inherited.values()))
         except BaseException:

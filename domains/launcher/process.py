@@ -30,6 +30,7 @@ from domains.launcher.control import (
     Remove,
     Signal,
     Started,
+    as_text,
 )
 from domains.launcher.image import outlive_teardown
 from domains.launcher.lifeline import Lifeline, inherit
@@ -217,10 +218,10 @@ def _reset_process(launcher: Launcher, birth: Birth, crash: int) -> None:
     for module in ("random", "numpy.random"):
         if module in sys.modules:
             sys.modules[module].seed()
-    sys.path[:] = birth.sys_path
-    sys.argv[:] = birth.argv
+    sys.path[:] = map(as_text, birth.sys_path)
+    sys.argv[:] = map(as_text, birth.argv)
     try:
-        os.chdir(birth.directory)
+        os.chdir(as_text(birth.directory))
     except OSError:
         os.chdir("/")  # the parent's directory is gone; anything but a surprise inside the launcher's
     for stream in (sys.stdout, sys.stderr):

@@ -12,7 +12,7 @@ import sys
 
 from domains.launcher.lifeline import inherited
 
-__all__ = ["LauncherProcess"]
+__all__ = ["LauncherProcess", "import_path", "working_directory"]
 
 _BOOT = (
     "import gc, sys; gc.disable()\n"  # the launcher enables it; until then there is no garbage to speak of
@@ -21,6 +21,19 @@ _BOOT = (
     "from domains.domain_main import become_domain\n"
     "main(become_domain, *fds)\n"
 )
+
+
+def working_directory() -> str:
+    """This process's, or the root where that has been removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
+
+
+def import_path() -> list[str]:
+    """Where this process looks for modules, for another one to look as well; without what Python does not heed."""
+    return [entry or working_directory() for entry in sys.path if isinstance(entry, str)]
 
 
 class LauncherProcess:
@@ -35,7 +48,6 @@ class LauncherProcess:
         if (lifeline := inherited()) is not None:
             descriptors.append(lifeline)
         try:
-            path = [entry or os.getcwd() for entry in sys.path]
             self.process = subprocess.Popen(
                 [
                     sys.executable,
@@ -43,8 +55,9 @@ class LauncherProcess:
                     "-c",
                     _BOOT,
                     ",".join(map(str, descriptors)),
-                    *path,
+                    *import_path(),
                 ],
+                cwd=working_directory(),  # Python does not start everywhere where there is none
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
                 start_new_session=True,  # the terminal's Ctrl-C is for the parent, which tells the domains

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from domains.domain import FINISHING_SECONDS, DomainHandle, DomainState
+from domains.domain import FINISHING_SECONDS, DomainHandle
 from domains.errors import Closed, DomainsError, DomainUnavailable
 from domains.job import Job
 from domains.pool.options import PoolOptions
@@ -210,7 +210,7 @@ class Members:
                 member.state = MemberState.SERVING
                 self._began_to_serve()
             self._listener.changed()
-        elif member.handle.state is not DomainState.ENDED:
+        elif not member.handle.has_ended:
             member.failure = result.error
             member.handle.kill(f"its initializer {job.function.name!r} failed with {result.error!r}")
 
@@ -254,7 +254,8 @@ class Members:
         """A retired member has less to do, or nothing any more."""
         assert member.state is MemberState.RETIRED
         if not member.handle.jobs:
-            overdue = self._loop.call_later(FINISHING_SECONDS, member.handle.kill)
+            why = f"it had not ended {FINISHING_SECONDS:g} s after its last job"
+            overdue = self._loop.call_later(FINISHING_SECONDS, member.handle.kill, why)
             member.handle.when_ended(lambda _: overdue.cancel())
         if not self._closing:
             self._restore()
@@ -333,7 +334,7 @@ class Members:
         """End all domains at once, without waiting for that."""
         self._stop_starting()
         for handle in list(self._by_handle):
-            handle.kill()
+            handle.kill("its pool was closed at once")
 
     async def ready(self) -> None:
         """Wait until the least number of domains serve. Raises why they cannot."""

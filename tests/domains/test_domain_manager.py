@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -214,12 +215,23 @@ async def _unwind(start, end):
         end.resolve("unwound")
 
 
-def test_a_call_after_the_end_of_the_block_raises_closed_or_died(link):
+def test_a_call_after_the_end_of_the_block_raises_closed(link):
     async def main(env):
         async with env.domain_mgr.spawn("over") as domain:
             pass
-        with pytest.raises((Closed, domains.DomainDied), match="over"):
+        with pytest.raises(Closed, match="over"):
             await domain.call(os.getpid)
+
+    domains.run(main, link=link)
+
+
+def test_a_call_of_a_domain_that_has_died_raises_how(link):
+    async def main(env):
+        async with env.domain_mgr.spawn("over") as domain:
+            with pytest.raises(domains.DomainDied):
+                await domain.call(os._exit, 7)
+            with pytest.raises(domains.DomainDied, match="'over' exited with status 7"):
+                await domain.call(os.getpid)
 
     domains.run(main, link=link)
 
@@ -298,3 +310,55 @@ def _open_files():
         except FileNotFoundError:
             continue  # the one that this listing itself had open
     return names
+
+
+def _surroundings():
+    return sys.argv, sys.path, os.getcwd()
+
+
+@pytest.fixture
+def odd_surroundings(monkeypatch, tmp_path):
+    """File names need be no text, and what is in `sys` anything."""
+    no_text = os.fsdecode(b"no text \xff")
+    directory = tmp_path / no_text
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sys, "argv", ["program", no_text, "\ud800", 5])
+    monkeypatch.setattr(sys, "path", [Path("/nowhere"), b"/nowhere", None, no_text, *sys.path])
+    return no_text, str(directory)
+
+
+def test_a_domain_starts_wherever_its_parent_runs_and_knows_as_much(link, odd_surroundings):
+    async def main(env):
+        return await env.domain_mgr.run(_surroundings)
+
+    no_text, directory = odd_surroundings
+    argv, path, there = domains.run(main, link=link)
+    assert argv == ["program", no_text, "\ud800", "5"]
+    assert path[0] == no_text  # the first that Python heeds
+    assert there == directory
+
+
+@pytest.mark.parametrize("argv", ["none", "missing"])
+def test_a_domain_starts_where_there_are_no_arguments(link, monkeypatch, argv):
+    if argv == "none":
+        monkeypatch.setattr(sys, "argv", None)
+    else:
+        monkeypatch.delattr(sys, "argv")
+
+    async def main(env):
+        return (await env.domain_mgr.run(_surroundings))[0]
+
+    assert domains.run(main, link=link) == [""]
+
+
+def test_a_domain_starts_where_the_directory_has_been_removed(link, monkeypatch, tmp_path):
+    removed = tmp_path / "removed"
+    removed.mkdir()
+    monkeypatch.chdir(removed)
+    removed.rmdir()
+
+    async def main(env):
+        return (await env.domain_mgr.run(_surroundings))[2]
+
+    assert domains.run(main, link=link) == "/"

@@ -47,6 +47,71 @@ def test_log_records_of_a_domain_arrive_with_its_name(link, f, caplog):
         assert record.number == 7
 
 
+class _Name(str):
+    pass
+
+
+class _Level(int):
+    pass
+
+
+def _log_oddly():
+    no_text = "no text: \udcff"
+    try:
+        raise ValueError(no_text)
+    except ValueError:
+        log.exception(no_text)
+    logging.getLogger(f"{log.name}.{no_text}").warning("the logger's name")
+    thread = threading.Thread(target=log.warning, args=("the thread's name",), name=no_text)
+    thread.start()
+    thread.join()
+    logging.getLogger(_Name(log.name)).log(_Level(30), "kinds of their own")
+    log.handle(logging.LogRecord(log.name, 30, {"no": object()}, 1, "fields of any kind", (), None))
+    log.warning("extra", extra={"odd": no_text, "domain": 5})
+    return "done"
+
+
+def test_a_record_arrives_whatever_is_in_it(link, caplog):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            assert await pool.submit(_log_oddly, weight=1.0) == "done"
+            assert await pool.submit(abs, -1, weight=1.0) == 1
+
+    run(main, link)
+    records = {record.getMessage(): record for record in caplog.records if record.name.startswith(log.name)}
+    assert len(records) == 6
+    assert r"ValueError: no text: \udcff" in records[r"no text: \udcff"].exc_text
+    assert records["the logger's name"].name == rf"{log.name}.no text: \udcff"
+    assert records["the thread's name"].threadName == r"no text: \udcff"
+    assert records["kinds of their own"].levelno == 30
+    assert records["fields of any kind"].pathname.startswith("{'no': <object")
+    assert (records["extra"].odd, records["extra"].domain) == ("no text: \udcff", "5")
+
+
+def test_a_domain_starts_whatever_its_parents_loggers_are_called(link, monkeypatch):
+    logger = logging.getLogger(f"{log.name}.no text: \udcff")
+    monkeypatch.setattr(logger, "level", _Level(10))
+
+    async def main(env):
+        return await env.domain_mgr.run(abs, -1)
+
+    assert run(main, link) == 1
+
+
+def test_a_filter_that_fails_costs_its_record_alone(link, monkeypatch, capsys):
+    def fail(record):
+        raise ValueError("no opinion")
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.submit(warn, 7, weight=0.5)
+            return await pool.submit(abs, -1, weight=1.0)
+
+    monkeypatch.setattr(log, "filters", [fail])
+    assert run(main, link) == 1
+    assert "ValueError: no opinion" in capsys.readouterr().err
+
+
 def test_a_record_arrives_while_its_job_still_runs(link, tmp_path, caplog):
     finish = tmp_path / "finish"
 

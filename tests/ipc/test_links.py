@@ -113,8 +113,11 @@ def test_what_cannot_be_encoded_ends_the_link_and_says_so(run):
         one, first, _, second = kind.started_pair()
         one.send("hello")
         assert await second.heard(1) == ["hello"]
+        reports = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report["message"]))
         one.send("\ud800")  # a lone surrogate is no text
         reason = await first.gone()
+        assert reports == [str(reason)]  # by the side that knows: all that the other one sees is an end
         assert "cannot be encoded (str)" in str(reason)
         assert isinstance(await second.gone(), ConnectionLost)
 

@@ -886,9 +886,11 @@ def test_a_timeout_that_is_cancelled_by_hand_ends_quietly(run: Run) -> None:  # 
 
 
 def test_a_timeout_around_a_switch_ends_all_fibers_before_it_raises(run_timed: Run) -> None:  # S31
+    begun: list[str] = []
     trace: list[str] = []
 
     async def work() -> None:
+        begun.append("begun")  # on a busy machine the time may be over before any fiber runs
         try:
             await never()
         finally:
@@ -902,7 +904,7 @@ def test_a_timeout_around_a_switch_ends_all_fibers_before_it_raises(run_timed: R
                 async with Switch() as switch:
                     switch.fork(work)
                     switch.fork_daemon(work)
-        assert trace == ["ended", "ended"]
+        assert trace == ["ended"] * len(begun)
 
     run_timed(main)
 

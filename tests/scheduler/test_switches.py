@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import logging
 import pickle
@@ -283,6 +284,23 @@ def test_a_fiber_that_has_not_begun_when_its_switch_fails_never_begins(run: Run)
                 promise = switch.fork_promise(lambda: pytest.fail("was run"))
         with pytest.raises(Cancelled):
             await promise
+
+    run(main)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    """Refuses its context to be set."""
+
+
+def test_a_failure_that_cannot_be_changed_is_raised_as_itself(run: Run) -> None:  # S16
+    async def fail() -> None:
+        raise Frozen
+
+    async def main() -> None:
+        with pytest.raises(Frozen):
+            async with Switch() as switch:
+                switch.fork(fail)
 
     run(main)
 
