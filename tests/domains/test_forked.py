@@ -48,10 +48,67 @@ def _exit_with_a_word():
     sys.exit("no more")
 
 
+class _Unspeakable:
+    def __str__(self):
+        raise ValueError("no words for it")
+
+
+def _exit_with_what_cannot_be_said():
+    sys.exit(_Unspeakable())
+
+
+def _lose_standard_error():
+    read, write = os.pipe()
+    os.close(read)
+    os.dup2(write, 2)
+    os.close(write)
+
+
+def _fail_where_standard_error_is_broken():
+    _lose_standard_error()
+    raise LookupError("in a child")
+
+
+def _exit_with_a_word_where_standard_error_is_broken():
+    _lose_standard_error()
+    sys.exit("no more")
+
+
 @pytest.mark.parametrize("fork", [_fork, _fork_async])
 @pytest.mark.parametrize(("end", "status"), [(_return, 0), (_fail, 1), (_exit, 7), (_exit_with_a_word, 1)])
 def test_a_child_that_comes_back_from_its_job_exits_as_a_script_would(link, fork, end, status):
     assert _in_pool((fork, end), (fork, end), link=link) == [status, status]
+
+
+@pytest.mark.parametrize("fork", [_fork, _fork_async])
+@pytest.mark.parametrize(
+    "end",
+    [
+        _exit_with_what_cannot_be_said,
+        _fail_where_standard_error_is_broken,
+        _exit_with_a_word_where_standard_error_is_broken,
+    ],
+)
+def test_a_child_that_cannot_say_why_it_ends_exits_all_the_same(fork, end):
+    assert _in_pool((fork, end), (fork, end), link="socketpair") == [1, 1]
+
+
+@pytest.mark.parametrize("end", [_fail, _exit_with_a_word])
+def test_a_child_without_a_standard_error_prints_to_nothing_else(end):
+    def fork():
+        read, write = os.pipe()
+
+        def end_without_standard_error():
+            os.dup2(write, 1)
+            sys.stderr = None
+            return end()
+
+        status = _fork(end_without_standard_error)
+        os.close(write)
+        with os.fdopen(read) as said:
+            return status, said.read()
+
+    assert _in_pool((fork,), link="socketpair") == [(1, "")]
 
 
 def test_a_child_that_comes_back_begins_none_of_the_jobs_that_wait(tmp_path):
