@@ -1,41 +1,50 @@
 """Ctrl-C that waits until what it must not cut in two is whole: the import of modules, some of them in C.
 
 Modules half imported are not to be trusted. msgspec ends the process if it is interrupted while it looks at a type, and
-Python itself loses a KeyboardInterrupt that comes while it takes an import's lock away.
+Python itself loses a KeyboardInterrupt that comes while it takes an import's lock away. The same goes for whatever
+other signals a program has handlers for, which may raise as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 __all__ = ["interrupts_held"]
 
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Whatever Ctrl-C leads to happens at the end of this, and not within; several count as one.
+    """The handlers of signals that come within this are called at its end, once for each signal.
 
-    The handler is exchanged, and the signal not blocked: that would leave it to other threads, for all of which Python
-    handles it in this one. A thread that is not the main one is not interrupted, and nothing is done in it.
+    They are exchanged, and the signals not blocked: that would leave these to other threads, for all of which Python
+    calls the handlers in this one. A thread that is not the main one is not interrupted, and nothing is done in it.
     """
-    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    came: dict[int, FrameType | None] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        came[number] = frame
 
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        if callable(handler):
-            signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread
-        handler = None
-    try:
-        yield
-    finally:
-        if callable(handler):
-            signal.signal(signal.SIGINT, handler)
-            if came:
-                signal.raise_signal(signal.SIGINT)
+    with contextlib.ExitStack() as at_the_end:
+        try:
+            # That of Ctrl-C is the first that is held, and the last that is let go.
+            for number in sorted(map(int, signal.valid_signals()), key=signal.SIGINT.__ne__):
+                if callable(handler := signal.getsignal(number)):
+                    handlers[number] = handler
+                    signal.signal(number, note)
+            yield
+        finally:
+            for number in reversed(handlers):
+                if signal.getsignal(number) is note:
+                    signal.signal(number, handlers[number])
+            # Called, and not raised anew: event loops have heard of them by other ways already.
+            for number, frame in came.items():
+                at_the_end.callback(handlers[number], number, frame)

@@ -14,8 +14,11 @@ from domains.launcher.links import kind_called
 from domains.launcher.local import LocalProvider
 from domains.launcher.warm import LauncherProcess
 from domains.scheduler.clock import Clock
+from domains.scheduler.run import event_loop_factory
 from domains.scheduler.run import run as run_scheduler
 from domains.scheduler.switch import Switch
+
+event_loop_factory()  # what makes loops is imported with all the rest, while no signal can cut that in two
 
 
 def run_program(

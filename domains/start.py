@@ -54,16 +54,17 @@ def run(
     if domains is not None and (type(domains) is not int or domains < 1):
         raise ValueError(f"domains must be None or an int of at least 1, but is {domains!r}")
     launcher = None
-    with contextlib.suppress(OSError):  # whoever needs it tries again, and is told
-        launcher = LauncherProcess()
     try:
         with interrupts_held(), _no_collection():
+            with contextlib.suppress(OSError):  # whoever needs it tries again, and is told
+                launcher = LauncherProcess()
             from domains.program import run_program
 
         return run_program(main, launcher, domains, link, dump_on_signal)
     finally:
         if launcher is not None:
-            launcher.close()
+            with interrupts_held():
+                launcher.close()
 
 
 @contextlib.contextmanager

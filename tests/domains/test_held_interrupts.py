@@ -1,5 +1,7 @@
 """A Ctrl-C that comes while modules are imported is raised, once, when they are whole."""
 
+import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -7,7 +9,9 @@ import threading
 
 import pytest
 
+import domains
 from domains.held_interrupts import interrupts_held
+from domains.scheduler.run import event_loop_factory
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +62,65 @@ def test_what_a_program_has_set_itself_is_called_at_the_end():
         assert calls == [signal.SIGINT]
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_other_signals_that_are_handled_are_held_as_well():
+    calls = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: calls.append(number))
+    try:
+        with interrupts_held():
+            signal.raise_signal(signal.SIGTERM)
+            assert calls == []
+        assert calls == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, event_loop_factory()])
+def test_an_event_loop_hears_of_one_signal_once(loop_factory):
+    calls = []
+
+    async def main():
+        heard = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, lambda: (calls.append("interrupt"), heard.set()))
+        try:
+            with interrupts_held():
+                signal.raise_signal(signal.SIGINT)
+            await heard.wait()
+            for _ in range(3):  # a second one would have come by now
+                await asyncio.sleep(0)
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    loop = loop_factory()
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+    assert calls == ["interrupt"]
+
+
+@pytest.mark.parametrize("name", ["LauncherProcess.__init__", "Popen._execute_child", "LauncherProcess.close"])
+@pytest.mark.parametrize("event", ["call", "return"])
+def test_a_launcher_that_an_interrupt_finds_half_started_or_ended_is_not_left_behind(name, event):
+    def interrupt(frame, what, _):
+        if what == event and frame.f_code.co_qualname == name:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+    async def main(env):
+        """It needs no domain, so nobody takes the launcher."""
+
+    sys.setprofile(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            domains.run(main)
+    finally:
+        sys.setprofile(None)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_a_signal_that_python_does_not_handle_is_left_alone():

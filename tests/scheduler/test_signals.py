@@ -6,7 +6,9 @@ something takes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -14,11 +16,12 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import NamedTuple
 
 import pytest
 
-from domains.scheduler.run import run
+from domains.scheduler.run import event_loop_factory, run
 
 PATIENCE_SECONDS = 30.0
 
@@ -485,3 +488,59 @@ def test_a_run_in_another_thread_leaves_signals_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def _interrupted_at(call: int, loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> tuple[object, int]:
+    """Run a small program that Ctrl-C interrupts at this call or return of a function; its outcome, and how many."""
+    seen = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == call:
+            signal.raise_signal(signal.SIGINT)
+
+    async def main() -> str:
+        await asyncio.sleep(0)
+        return "done"
+
+    outcome: object
+    sys.setprofile(count)
+    try:
+        outcome = run(main, loop_factory=loop_factory)
+    except BaseException as error:
+        outcome = error
+    finally:
+        sys.setprofile(None)
+    return outcome, seen
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, event_loop_factory()], ids=["asyncio", "preferred"])
+def test_ctrl_c_at_any_call_of_a_run_ends_it_whole(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        outcome, calls = _interrupted_at(0, loop_factory)
+        assert outcome == "done"
+        assert calls > 100
+        descriptors = os.listdir("/proc/self/fd") if sys.platform == "linux" else []
+        gc.disable()  # Python ignores what is raised where garbage is told that it goes
+        for call in range(1, calls - 10):  # the last ones are those that stop the counting
+            outcome, _ = _interrupted_at(call, loop_factory)
+            assert isinstance(outcome, KeyboardInterrupt), (call, outcome)
+            assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers, call
+            outcome = None
+            assert len(os.listdir("/proc/self/fd") if sys.platform == "linux" else []) == len(descriptors), call
+    finally:
+        gc.enable()
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_cannot_be_handled_leaves_the_others_as_they_were() -> None:
+    async def main() -> None:
+        """Never runs."""
+
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(OSError, match="Invalid argument"):
+        run(main, dump_on_signal=signal.SIGKILL)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
