@@ -369,7 +369,9 @@ def _check_descriptors(count: int) -> None:
 
 
 def _is_readable(connection: socket.socket) -> bool:
-    return bool(select.select([connection], [], [], 0)[0])
+    polling = select.poll()
+    polling.register(connection, select.POLLIN)
+    return bool(polling.poll(0))
 
 
 def _events(connection: zmq.Socket[bytes]) -> int:

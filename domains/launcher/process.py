@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from domains.launcher.control import (
@@ -63,11 +63,10 @@ class Launcher:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         while True:
             try:
-                unsent = [] if self._control.write() else [self._control.fileno()]
+                writing = None if self._control.write() else self._control.fileno()
             except OSError:
                 break
-            heard = [self._control.fileno(), self._wake_read, *self._upwards]
-            readable, _, _ = select.select(heard, unsent, [])
+            readable = _wait([self._control.fileno(), self._wake_read, *self._upwards], writing=writing)
             if self._wake_read in readable:
                 _drain(self._wake_read)
                 self._reap()
@@ -133,7 +132,7 @@ class Launcher:
         self.lifeline.cut()
         deadline = time.monotonic() + PARTING_SECONDS
         while self._children and (left := deadline - time.monotonic()) > 0:
-            select.select([self._wake_read], [], [], left)
+            _wait([self._wake_read], left)
             _drain(self._wake_read)
             self._reap()
         for pid, _ in self._children.values():
@@ -155,7 +154,7 @@ class Launcher:
                 for message in self._control.read():
                     if isinstance(message, Remove):
                         self._remove = message.paths
-                select.select([self._control.fileno()], [], [], left)
+                _wait([self._control.fileno()], left)
 
     def disown(self) -> None:
         """In a forked domain, or at the end: let go of what belongs to the launcher alone."""
@@ -248,6 +247,15 @@ def _anonymous_file() -> int:
 
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+
+
+def _wait(reading: Iterable[int], seconds: float | None = None, *, writing: int | None = None) -> set[int]:
+    """Those that can be read, once there are any, or once that one of them can be written to; none in due time."""
+    polling = select.poll()  # `select.select` takes no number above 1023, and that of the control socket may be any
+    for descriptor in reading:
+        polling.register(descriptor, select.POLLIN | (select.POLLOUT if descriptor == writing else 0))
+    ready = polling.poll(None if seconds is None else 1000 * seconds)
+    return {descriptor for descriptor, events in ready if events != select.POLLOUT}
 
 
 def _drain(descriptor: int) -> None:

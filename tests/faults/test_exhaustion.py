@@ -59,6 +59,25 @@ def test_no_more_descriptors_fails_the_start_of_a_domain_and_leaks_none(link, tm
         program.check_nothing_is_left()
 
 
+def test_a_program_may_have_more_descriptors_open_than_select_can_take(link, tmp_path):
+    source = """
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    kept = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+
+    async def main(env):
+        say(await env.domain_mgr.run(abs, -1))
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        assert program.hear() == 1
+        assert program.wait() == 0, program.errors
+        program.check_nothing_is_left()
+
+
 def test_no_more_descriptors_in_the_launcher_leaves_its_domains_alone(link):
     async def main(env):
         async with env.domain_mgr.spawn() as domain:

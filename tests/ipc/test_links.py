@@ -1,14 +1,16 @@
 """What every kind of link keeps, whatever carries its frames."""
 
 import asyncio
+import contextlib
 import gc
 import os
+import resource
 import signal
 
 import pytest
 
 from domains import ConnectionLost
-from domains.ipc.link import HIGH_WATER_BYTES, LinkState
+from domains.ipc.link import HIGH_WATER_BYTES, LinkState, wait_for
 from domains.scheduler.run import new_event_loop
 
 from .links import KINDS, AnyCodec, Recorder, turns
@@ -60,7 +62,33 @@ async def close_both(one, first, other, second):
     assert await second.gone() is None
 
 
+@contextlib.contextmanager
+def what_is_opened_has_a_high_number():
+    """Inside the block a new descriptor has a number that `select.select` cannot take."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[1], 4096), limits[1]))
+    with contextlib.ExitStack() as opened:
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        while (descriptor := os.open(os.devnull, os.O_RDONLY)) < 1024:
+            opened.callback(os.close, descriptor)
+        os.close(descriptor)
+        yield
+
+
 # Messages
+
+
+def test_a_link_with_high_descriptors_can_be_waited_for_without_the_loop(run):
+    async def main(kind):
+        with what_is_opened_has_a_high_number():
+            one, first, other, second = kind.started_pair()
+        one.send("a")
+        while not second.messages:
+            wait_for([one, other])
+        assert second.messages == ["a"]
+        await close_both(one, first, other, second)
+
+    run(main)
 
 
 def test_what_is_sent_while_a_link_is_held_goes_out_with_the_flush_in_one_frame(run):
