@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from domains.cores import recommended_domain_count
 from domains.errors import DomainUnavailable
+from domains.held_interrupts import interrupts_held
 from domains.pool.checks import MOST_DOMAINS, checked_weight
 from domains.pool.executor_errors import BrokenPool
 from domains.pool.face import ExecutorFace
@@ -191,10 +192,12 @@ class PoolExecutor(ExecutorFace):
         if _interpreter_exits:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         if self._thread is None:
-            thread = _PoolThread(self._inbox, self._options)
-            thread.start()
-            self._thread = thread
-            weakref.finalize(self, _close_unused, thread, self._process).atexit = False  # `_let_all_end` is in time
+            with interrupts_held():  # or nobody would have the thread that was started, to close it
+                thread = _PoolThread(self._inbox, self._options)
+                thread.start()
+                self._thread = thread
+                finalizer = weakref.finalize(self, _close_unused, thread, self._process)
+                finalizer.atexit = False  # `_let_all_end` is in time
 
 
 def _close_unused(thread: _PoolThread, process: int) -> None:
