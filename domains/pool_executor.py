@@ -54,6 +54,8 @@ class _PoolThread:
         self._inbox = inbox
         self._options = options
         self._closing: Resolver[None] | None = None
+        self._runs = threading.Lock()
+        self._runs.acquire()  # until it has ended
         self._thread = threading.Thread(target=self._run, name=f"domains-pool-executor-{next(_numbers)}")
 
     def start(self) -> None:
@@ -73,6 +75,8 @@ class _PoolThread:
         self._inbox.cancel_all()
 
     def join(self) -> None:
+        with self._runs:  # an interrupted `Thread.join` takes the thread for one that has ended, before Python 3.13
+            pass
         self._thread.join()
 
     def is_current(self) -> bool:
@@ -90,8 +94,11 @@ class _PoolThread:
             why = DomainUnavailable(f"the executor's pool could not be run: {type(error).__name__}: {error}")
             why.__cause__ = error
         finally:
-            self._inbox.refuse(why)
-            _running.discard(self)
+            try:
+                self._inbox.refuse(why)
+            finally:
+                _running.discard(self)
+                self._runs.release()
 
     async def _keep_open(self, env: Environment) -> None:
         from domains.pool.executor import ExecutorPool
@@ -183,7 +190,17 @@ class PoolExecutor(ExecutorFace):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and not issubclass(kind, Exception) and self._process == os.getpid():
+        if kind is None or issubclass(kind, Exception):
+            try:
+                self.shutdown()
+            except BaseException:  # Ctrl-C as it waits leaves the block too
+                self._cancel_and_shut_down()
+                raise
+        else:
+            self._cancel_and_shut_down()
+
+    def _cancel_and_shut_down(self) -> None:
+        if self._process == os.getpid():
             self._inbox.cancel_all()
         self.shutdown()
 

@@ -1,6 +1,27 @@
-"""Ctrl-C to a program with a `PoolExecutor`, while that starts."""
+"""Ctrl-C to a program with a `PoolExecutor`, while that starts and while a block waits for it."""
 
 from .program import Program
+
+WATCH = """
+    def joins(frame):
+        return frame is not None and (frame.f_code.co_name == "join" or joins(frame.f_back))
+
+    def watch():
+        # Say when the main thread waits for an executor's thread.
+        while not joins(sys._current_frames().get(threading.main_thread().ident)):
+            time.sleep(0.001)
+        say("waits")
+
+    def work():
+        try:
+            say("works")
+            spin()
+        finally:
+            say("cancelled")
+
+    threading.Thread(target=watch, daemon=True).start()
+    executor = domains.PoolExecutor(1)
+"""
 
 
 def test_ctrl_c_as_the_first_submit_starts_the_executor_leaves_no_thread(tmp_path):
@@ -24,5 +45,21 @@ def test_ctrl_c_as_the_first_submit_starts_the_executor_leaves_no_thread(tmp_pat
     with Program(source, tmp_path, "auto") as program:
         assert program.hear() == "interrupted"
         assert program.hear() == 0
+        assert (program.wait(), program.errors) == (0, "")
+        program.check_nothing_is_left()
+
+
+def test_ctrl_c_as_a_block_waits_for_its_jobs_cancels_them(tmp_path):
+    source = """
+    try:
+        with executor:
+            future = executor.submit(work)
+    except KeyboardInterrupt:
+        say(future.cancelled())
+    """
+    with Program(WATCH + source, tmp_path, "auto") as program:
+        assert {program.hear(), program.hear()} == {"works", "waits"}
+        program.interrupt_group()
+        assert [program.hear(), program.hear()] == ["cancelled", True]
         assert (program.wait(), program.errors) == (0, "")
         program.check_nothing_is_left()
