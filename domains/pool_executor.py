@@ -7,17 +7,19 @@ gone. The thread knows the executor only weakly.
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures.thread  # noqa: F401  # uvloop needs it, and at the interpreter's exit it cannot be imported
 import contextlib
 import itertools
 import os
+import signal
 import sys
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 from domains.cores import recommended_domain_count
 from domains.errors import DomainUnavailable
@@ -125,7 +127,7 @@ class PoolExecutor(ExecutorFace):
     first `submit`. Every job has this `weight`, the share of a core that it is expected to use: of those with less
     than 1.0, several run at a time in a domain if they are `async`. As a context manager it waits for what was
     submitted; if the block is left by KeyboardInterrupt, or any other BaseException that is no Exception, it cancels
-    that first, and so does a program that KeyboardInterrupt ends.
+    that first, and so does a program that KeyboardInterrupt ends, or that waits for it at its exit.
 
     Domains are forked from a process that knows nothing of this one, so an `mp_context` that forks is refused with
     ValueError, and any other makes no difference. Raises ValueError and TypeError for arguments that make no sense.
@@ -235,17 +237,51 @@ def _checked_workers(max_workers: object) -> int:
 def _let_all_end() -> None:
     """When the main thread has ended: let everything that was submitted end, as `concurrent.futures` does.
 
-    Ctrl-C cancels it first: the jobs are not among those whom a terminal tells of that.
+    Ctrl-C cancels it, whether the main thread has ended by that or it comes meanwhile: the jobs are not among those
+    whom a terminal tells of it. One more ends the program at once.
     """
     global _interpreter_exits
     _interpreter_exits = True
     was_interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt) and not hasattr(sys, "ps1")
-    for thread in list(_running):
-        if was_interrupted:
+    if not was_interrupted:
+        try:
+            _close_and_join_all()
+        except KeyboardInterrupt:
+            was_interrupted = True
+            atexit.register(_end_as_interrupted)
+    if was_interrupted and _running:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            with contextlib.suppress(ValueError):  # not the main thread, where an interpreter is embedded
+                signal.signal(signal.SIGINT, _end_at_once)
+        for thread in list(_running):
             thread.cancel_all()
+        _close_and_join_all()
+
+
+def _close_and_join_all() -> None:
+    for thread in list(_running):
         thread.close()
     for thread in list(_running):
         thread.join()
+
+
+def _end_as_interrupted() -> None:
+    """As Python ends a program that KeyboardInterrupt has left, which it does not do for one that comes so late."""
+    atexit.unregister(_end_as_interrupted)
+    with contextlib.suppress(Exception):  # a program may have set its own
+        sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    atexit._run_exitfuncs()  # this one was registered last, and so is called before the others
+    for stream in sys.stdout, sys.stderr:
+        with contextlib.suppress(Exception):  # None, closed, or nobody reads it
+            stream.flush()
+    _end_at_once()
+
+
+def _end_at_once(*_: object) -> NoReturn:
+    """By the signal of Ctrl-C, so that whoever waits for this process sees that; a shell shows it as 130."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+    os._exit(128 + signal.SIGINT)  # the first process of a container does not die of it
 
 
 def _forget_all() -> None:

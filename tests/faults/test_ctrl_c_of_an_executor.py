@@ -1,6 +1,11 @@
-"""Ctrl-C to a program with a `PoolExecutor`, while that starts and while a block waits for it."""
+"""Ctrl-C to a program with a `PoolExecutor`, while that starts, while a block waits for it and while Python exits."""
+
+import signal
+
+import pytest
 
 from .program import Program
+from .test_ctrl_c import INTERRUPTED
 
 WATCH = """
     def joins(frame):
@@ -18,6 +23,15 @@ WATCH = """
             spin()
         finally:
             say("cancelled")
+
+    async def never_end():
+        try:
+            say("works")
+            await fiber.await_cancel()
+        finally:
+            say("cancelled")
+            with domains.protect():
+                await asyncio.Event().wait()
 
     threading.Thread(target=watch, daemon=True).start()
     executor = domains.PoolExecutor(1)
@@ -62,4 +76,44 @@ def test_ctrl_c_as_a_block_waits_for_its_jobs_cancels_them(tmp_path):
         program.interrupt_group()
         assert [program.hear(), program.hear()] == ["cancelled", True]
         assert (program.wait(), program.errors) == (0, "")
+        program.check_nothing_is_left()
+
+
+def test_ctrl_c_as_python_waits_for_jobs_at_its_exit_cancels_them(tmp_path):
+    source = """
+    import atexit
+
+    atexit.register(print, '"exit functions"')  # and what they leave in buffers
+    atexit.register(say, "are called")
+    executor.submit(work)
+    executor.submit(say, "never")
+    """
+    with Program(WATCH + source, tmp_path, "auto") as program:
+        assert {program.hear(), program.hear()} == {"works", "waits"}
+        program.interrupt_group()
+        assert program.hear_rest() == ['"cancelled"', '"are called"', '"exit functions"']
+        assert program.wait() in INTERRUPTED
+        assert program.errors == "KeyboardInterrupt\n"
+        program.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("how", ["executor.submit(never_end)", "executor.submit(never_end).result()"])
+def test_a_second_ctrl_c_ends_a_program_whose_jobs_do_not_end(tmp_path, how):
+    source = f"""
+    import atexit
+
+    atexit.register(say, "exit functions")
+    {how}
+    """
+    with Program(WATCH + source, tmp_path, "auto") as program:
+        heard = [program.hear()]
+        if "result" not in how:
+            heard.append(program.hear())
+        program.interrupt_group()
+        heard += [program.hear() for _ in range(3 - len(heard))]
+        assert sorted(heard) == ["cancelled", "waits", "works"]
+        program.interrupt_group()
+        assert program.hear_rest() == []
+        assert program.wait() == -signal.SIGINT
+        assert "Exception ignored" not in program.errors
         program.check_nothing_is_left()
