@@ -2,8 +2,8 @@
 
 It is started once by `domains.launcher.local`, imports what a domain needs, and has a single thread for all its
 life, so forking is safe. Invariants: every domain it forked is in `_children` until it is reaped, so a signal
-never goes to somebody else's process; when the control socket closes, or the lifeline of a launcher further up, every
-domain is gone within `PARTING_SECONDS`, whatever it is doing.
+never goes to somebody else's process; when the parent ends, the control socket closes, or the lifeline of a launcher
+further up, every domain is gone within `PARTING_SECONDS`, whatever it is doing.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 class Launcher:
     """The launcher's state: its domains, by number."""
 
-    def __init__(self, control: ControlSocket, upwards: int | None) -> None:
+    def __init__(self, control: ControlSocket, parent: int | None, upwards: int | None) -> None:
         self._control = control
+        self._parent = [] if parent is None else [parent]
         self._upwards = [] if upwards is None else [upwards]
         self.lifeline = Lifeline()
         self._wake_read, self._wake_write = os.pipe()
@@ -66,11 +67,12 @@ class Launcher:
                 writing = None if self._control.write() else self._control.fileno()
             except OSError:
                 break
-            readable = _wait([self._control.fileno(), self._wake_read, *self._upwards], writing=writing)
+            ends = [*self._parent, *self._upwards]
+            readable = _wait([self._control.fileno(), self._wake_read, *ends], writing=writing)
             if self._wake_read in readable:
                 _drain(self._wake_read)
                 self._reap()
-            if self._upwards and self._upwards[0] in readable:
+            if not readable.isdisjoint(ends):
                 break
             if self._control.fileno() in readable:
                 try:
@@ -151,10 +153,12 @@ class Launcher:
         deadline = time.monotonic() + 2 * PARTING_SECONDS
         with contextlib.suppress(EOFError, OSError):
             while (left := deadline - time.monotonic()) > 0:
+                readable = _wait([self._control.fileno(), *self._parent], left)
                 for message in self._control.read():
                     if isinstance(message, Remove):
                         self._remove = message.paths
-                _wait([self._control.fileno()], left)
+                if not readable.isdisjoint(self._parent):
+                    break  # others may hold its end of the socket, and nobody speaks there any more
 
     def disown(self) -> None:
         """In a forked domain, or at the end: let go of what belongs to the launcher alone."""
@@ -162,17 +166,23 @@ class Launcher:
         self._control.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
+        for parent in self._parent:
+            os.close(parent)
         for _, crash in self._children.values():
             os.close(crash)
         self._children.clear()
 
 
 def main(
-    become_domain: Callable[[Birth, dict[str, int]], int], control_descriptor: int, upwards: int | None = None
+    become_domain: Callable[[Birth, dict[str, int]], int],
+    control_descriptor: int,
+    parent: int | None,
+    upwards: int | None,
 ) -> NoReturn:
     """Run the launcher over an inherited socket; in each forked process, run a domain. Never returns.
 
-    `upwards` is the lifeline of the launcher that the parent, a domain itself, was forked by.
+    `parent` is a descriptor of the parent's process, where there is such a thing; `upwards` is the lifeline of the
+    launcher that the parent, a domain itself, was forked by.
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a parent's mask would come along, and hide the ends of domains
     # What a terminal or a service manager sends to everybody is the parent's business; the domains hear from it.
@@ -185,7 +195,7 @@ def main(
     if upwards is not None:
         os.set_inheritable(upwards, False)
         inherit(upwards)
-    launcher = Launcher(ControlSocket(socket.socket(fileno=control_descriptor)), upwards)
+    launcher = Launcher(ControlSocket(socket.socket(fileno=control_descriptor)), parent, upwards)
     launcher_pid = os.getpid()
     born = launcher.serve()
     if born is None:

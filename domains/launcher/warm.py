@@ -16,7 +16,8 @@ __all__ = ["LauncherProcess", "import_path", "working_directory"]
 
 _BOOT = (
     "import gc, sys; gc.disable()\n"  # the launcher enables it; until then there is no garbage to speak of
-    "fds = [int(fd) for fd in sys.argv[1].split(',')]; sys.path[:] = sys.argv[2:]; sys.argv[:] = ['']\n"
+    "fds = [int(fd) if fd else None for fd in sys.argv[1].split(',')]\n"
+    "sys.path[:] = sys.argv[2:]; sys.argv[:] = ['']\n"
     "from domains.launcher.process import main\n"
     "from domains.domain_main import become_domain\n"
     "main(become_domain, *fds)\n"
@@ -36,6 +37,19 @@ def import_path() -> list[str]:
     return [entry or working_directory() for entry in sys.path if isinstance(entry, str)]
 
 
+def _this_process() -> int | None:
+    """A descriptor that tells of this process's end; None where the system has none.
+
+    End-of-file on the launcher's socket would not do: processes that were forked from this one have it as well.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(os.getpid())
+    except OSError:  # an old kernel, or a sandbox that forbids it
+        return None
+
+
 class LauncherProcess:
     """A running launcher and the socket to it. Idle -> Taken, by the one who talks to it and sees to its end.
 
@@ -44,9 +58,8 @@ class LauncherProcess:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        descriptors = [theirs.fileno()]
-        if (lifeline := inherited()) is not None:
-            descriptors.append(lifeline)
+        parent = _this_process()
+        descriptors = [theirs.fileno(), parent, inherited()]
         try:
             self.process = subprocess.Popen(
                 [
@@ -54,12 +67,12 @@ class LauncherProcess:
                     *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
                     "-c",
                     _BOOT,
-                    ",".join(map(str, descriptors)),
+                    ",".join("" if descriptor is None else str(descriptor) for descriptor in descriptors),
                     *import_path(),
                 ],
                 cwd=working_directory(),  # Python does not start everywhere where there is none
                 stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
+                pass_fds=[descriptor for descriptor in descriptors if descriptor is not None],
                 start_new_session=True,  # the terminal's Ctrl-C is for the parent, which tells the domains
             )
         except BaseException:
@@ -67,6 +80,8 @@ class LauncherProcess:
             raise
         finally:
             theirs.close()
+            if parent is not None:
+                os.close(parent)
         self._socket: socket.socket | None = ours
 
     def take(self) -> socket.socket:

@@ -1,10 +1,11 @@
 """However the parent goes, every domain and the launcher are gone within a second, and nothing is left."""
 
+import os
 import signal
 
 import pytest
 
-from .program import Program
+from .program import GONE_SECONDS, Program, wait_until_gone
 
 CPU_BOUND = """
 def announce_and_spin():
@@ -51,6 +52,31 @@ def test_a_parent_that_exits_without_a_word_takes_its_domains_with_it(link, tmp_
         program.hear()
         program.send_signal(signal.SIGUSR1)
         assert program.wait() == 7
+        program.check_nothing_is_left()
+
+
+def test_domains_go_with_the_parent_also_where_a_process_that_it_has_forked_lives_on(link, tmp_path):
+    source = """
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain, Switch() as sw:
+            assert await domain.call(abs, -1) == 1
+            child = os.fork()
+            if not child:
+                signal.pause()
+            sw.fork(domain.call, spin)
+            say(child)
+            await fiber.await_cancel()
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        child = program.hear()
+        others = program.processes() - {child}
+        assert len(others) == 2  # the domain and the launcher
+        program.send_signal(signal.SIGKILL)
+        program.wait()
+        assert not wait_until_gone(others, GONE_SECONDS)
+        os.kill(child, signal.SIGKILL)
         program.check_nothing_is_left()
 
 
