@@ -37,6 +37,17 @@ def import_path() -> list[str]:
     return [entry or working_directory() for entry in sys.path if isinstance(entry, str)]
 
 
+def _interpreter() -> str:
+    """The Python that runs this program. Raises OSError if there is none but the program itself, as when frozen."""
+    if not sys.executable or getattr(sys, "frozen", False):
+        frozen = ", which is this program, frozen" if sys.executable else ""
+        raise OSError(
+            "this program has no Python interpreter to start the launcher with: "
+            f"sys.executable is {sys.executable!r}{frozen}"
+        )
+    return sys.executable
+
+
 def _this_process() -> int | None:
     """A descriptor that tells of this process's end; None where the system has none.
 
@@ -57,13 +68,14 @@ class LauncherProcess:
     """
 
     def __init__(self) -> None:
+        interpreter = _interpreter()
         ours, theirs = socket.socketpair()
         parent = _this_process()
         descriptors = [theirs.fileno(), parent, inherited()]
         try:
             self.process = subprocess.Popen(
                 [
-                    sys.executable,
+                    interpreter,
                     *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
                     "-c",
                     _BOOT,

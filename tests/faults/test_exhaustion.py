@@ -192,11 +192,28 @@ def test_no_more_processes_fails_the_start_of_a_domain(link, tmp_path):
         assert program.wait() == 0, program.errors
 
 
-def test_an_interpreter_that_is_not_there_is_told_at_the_first_domain(monkeypatch, link):
-    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+@pytest.mark.parametrize("executable", ["/nonexistent/python", "", None])
+def test_an_interpreter_that_is_not_there_is_told_at_the_first_domain(monkeypatch, link, executable):
+    monkeypatch.setattr(sys, "executable", executable)
+    why = "No such file" if executable else f"no Python interpreter.*sys.executable is {executable!r}"
 
     async def main(env):
-        with pytest.raises(DomainUnavailable, match="launcher"):
+        with pytest.raises(DomainUnavailable, match=f"launcher.*{why}"):
             await env.domain_mgr.run(_echo, 1)
 
     domains.run(main, link=link)
+
+
+def test_a_frozen_program_does_not_start_itself_as_its_launcher(monkeypatch, tmp_path):
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+
+    async def main(env):
+        with pytest.raises(DomainUnavailable, match="frozen"):
+            await env.domain_mgr.run(_echo, 1)
+
+    domains.run(main)
+    assert not (tmp_path / "started").exists()
