@@ -122,6 +122,9 @@ class Inbox:
                 failure = Closed("the event loop of this executor's pool has ended")
                 failure.__cause__ = closed
                 self.refuse(failure)
+            except BaseException:  # such as Ctrl-C, within what is Python code without uvloop
+                self._is_awaited = False  # so that the next letter wakes the loop
+                raise
 
     # For the pool's thread
 

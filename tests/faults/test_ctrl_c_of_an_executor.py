@@ -117,3 +117,32 @@ def test_a_second_ctrl_c_ends_a_program_whose_jobs_do_not_end(tmp_path, how):
         assert program.wait() == -signal.SIGINT
         assert "Exception ignored" not in program.errors
         program.check_nothing_is_left()
+
+
+def test_ctrl_c_as_a_submit_wakes_the_executors_loop_costs_no_later_submit(tmp_path):
+    source = """
+    sys.modules["uvloop"] = None  # its loop is no Python code that could be cut in two
+    executor = domains.PoolExecutor(1)
+    executor.submit(abs, -1).result()
+    inbox = executor._inbox
+    while inbox._is_awaited:
+        time.sleep(0.001)
+
+    def interrupt(frame, event, argument):
+        if event == "call" and frame.f_code.co_name == "call_soon_threadsafe":
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+    sys.setprofile(interrupt)
+    try:
+        executor.submit(abs, -2)
+    except KeyboardInterrupt:
+        say("interrupted")
+    say(executor.submit(abs, -3).result(10))
+    executor.shutdown()
+    """
+    with Program(source, tmp_path, "auto") as program:
+        assert program.hear() == "interrupted"
+        assert program.hear() == 3
+        assert program.wait() == 0
+        program.check_nothing_is_left()
