@@ -63,7 +63,11 @@ def _whole_lines(stream: TextIO | None, errors: str) -> TextIO | None:
         return stream
     with contextlib.suppress(OSError):
         stream.flush()
-    buffered = io.BufferedWriter(_Turns(descriptor), _LONGEST_LINE_BYTES)
+    try:
+        turns = _Turns(descriptor)
+    except OSError:
+        return None  # it is closed: as Python has it where it was from the start
+    buffered = io.BufferedWriter(turns, _LONGEST_LINE_BYTES)
     return io.TextIOWrapper(buffered, encoding=stream.encoding, errors=errors, line_buffering=True)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from domains.held_interrupts import interrupts_held
 from domains.launcher.warm import LauncherProcess
+from domains.standard_descriptors import open_standard_descriptors
 
 if TYPE_CHECKING:
     from domains.env import Environment
@@ -51,6 +52,7 @@ def run(
     when it has unwound; a second one ends it at once. `dump_on_signal`, such as `signal.SIGUSR1`, writes what all
     fibers do to the standard error stream. Raises RuntimeError inside a running event loop.
     """
+    open_standard_descriptors()
     if domains is not None and (type(domains) is not int or domains < 1):
         raise ValueError(f"domains must be None or an int of at least 1, but is {domains!r}")
     launcher = None
