@@ -21,6 +21,8 @@ from domains.scheduler.switch import Switch
 
 __all__ = ["Interruption", "signals_handled", "waking_on_signals"]
 
+_Reporter = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
+
 _TERMINATED = 128 + signal.SIGTERM
 
 
@@ -32,7 +34,6 @@ class Interruption:
         self.is_immediate = False
         self._root = root
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._report_others: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """The root's task is about to run on this loop; what has been asked for before reaches it now."""
@@ -58,19 +59,26 @@ class Interruption:
         if loop is not None and not loop.is_closed():
             if not self.is_immediate:
                 self.is_immediate = True
-                self._report_others = loop.get_exception_handler()
-                loop.set_exception_handler(self._report)
+                loop.set_exception_handler(_reporter_of_others(loop.get_exception_handler()))
             loop.call_soon_threadsafe(loop.stop)  # for code that catches what is raised here
         raise error
 
-    def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What ends the program is raised out of it, and no news of the task in which it came."""
+
+def _reporter_of_others(before: _Reporter | None) -> _Reporter:
+    """For a loop that ends at once: what ends the program is raised out of it, and no news of the task it came in.
+
+    It refers to nothing of the program, which the closed loop would keep for as long as somebody remembers that.
+    """
+
+    def report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if isinstance(context.get("exception"), KeyboardInterrupt | SystemExit):
             return
-        if self._report_others is not None:
-            self._report_others(loop, context)
+        if before is not None:
+            before(loop, context)
         else:
             loop.default_exception_handler(context)
+
+    return report
 
 
 @contextmanager

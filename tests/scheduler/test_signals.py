@@ -15,12 +15,15 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NamedTuple
 
 import pytest
 
+from domains.scheduler import fiber
+from domains.scheduler.cancel import protect
 from domains.scheduler.run import event_loop_factory, run
 
 PATIENCE_SECONDS = 30.0
@@ -544,3 +547,27 @@ def test_a_signal_that_cannot_be_handled_leaves_the_others_as_they_were() -> Non
     with pytest.raises(OSError, match="Invalid argument"):
         run(main, dump_on_signal=signal.SIGKILL)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, event_loop_factory()], ids=["asyncio", "preferred"])
+def test_a_run_that_a_second_signal_ended_is_forgotten(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    tasks = []
+
+    async def main() -> None:
+        tasks.append(weakref.ref(asyncio.current_task()))
+        for _ in range(2):
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+        with protect():
+            await fiber.await_cancel()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(main, loop_factory=loop_factory)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    while gc.collect():
+        pass
+    assert [task() for task in tasks] == [None]
