@@ -192,8 +192,7 @@ class Link(ABC):
     def close(self) -> None:
         """End the link once what was sent is delivered. Both sides then hear `on_gone(None)`."""
         if self.state is LinkState.NEW:
-            self.state = LinkState.GONE
-            self._release()
+            self._let_go()
         elif self.state is LinkState.OPEN:
             self._say_goodbye(LinkState.CLOSING)
 
@@ -209,19 +208,29 @@ class Link(ABC):
         """End the link now, whatever was sent; the receiver hears `on_gone(reason)` soon."""
         if self.state is LinkState.GONE:
             return
-        if self.state is not LinkState.NEW:
-            self.state = LinkState.GONE
-            if self._closing_timer is not None:
-                self._closing_timer.cancel()
-                self._closing_timer = None
-            self._batch = []
-            self._batch_buffers = []
-            self.pending_bytes = 0
-            self._release()
+        was_started = self.state is not LinkState.NEW
+        self._let_go()
+        if was_started:
             self._loop.call_soon(self._tell_gone, reason)
-        else:
-            self.state = LinkState.GONE
-            self._release()
+
+    def abandon(self) -> None:
+        """End the link when its loop is closed: the receiver hears of nothing any more.
+
+        One that is gone as well: what ended the program may have come in the midst of its release.
+        """
+        self._let_go()
+        if self.carrier is not None:
+            self.carrier.gone()
+
+    def _let_go(self) -> None:
+        self.state = LinkState.GONE
+        if self._closing_timer is not None:
+            self._closing_timer.cancel()
+            self._closing_timer = None
+        self._batch = []
+        self._batch_buffers = []
+        self.pending_bytes = 0
+        self._release()
 
     # For subclasses
 
@@ -247,7 +256,7 @@ class Link(ABC):
 
     @abstractmethod
     def _release(self) -> None:
-        """Give back everything that the link holds. Called once."""
+        """Give back everything that the link holds. Called once more if that was cut short."""
 
     def _written(self) -> None:
         """`pending_bytes` may have shrunk."""

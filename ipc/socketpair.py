@@ -146,6 +146,7 @@ class SocketPairLink(Link):
 
     def _release(self) -> None:
         if self._is_open:
+            self._is_open = False
             self._loop.remove_reader(self._socket.fileno())
             if self._is_writing:
                 self._loop.remove_writer(self._socket.fileno())

@@ -103,10 +103,12 @@ class ZeroMQContext:
             gate.send_multipart([sender, empty, version, request, *status, b"", b""])
 
     def close(self) -> None:
-        """Release it; the links must be gone. Waits, for what was said last on them, at most their linger time."""
+        """Release it. Waits, for what was said last on links that are gone, at most their linger time.
+
+        Links that are not are cut: ZeroMQ would wait for them for ever, here or in the collector of garbage.
+        """
         self._loop.remove_reader(self._gate.fileno())
-        self._gate.close()
-        self._context.term()
+        self._context.destroy(linger=0)
 
 
 class ZeroMQLink(Link):
@@ -340,7 +342,8 @@ class ZeroMQLink(Link):
                     os.unlink(self._endpoint.removeprefix(b"ipc://"))
         orderly = not self._outgoing
         self._outgoing.clear()
-        self._socket.disable_monitor()
+        if not self._socket.closed:
+            self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close(_LINGER_MS if orderly else 0)
         if self._lifeline is not None:

@@ -6,6 +6,7 @@ import gc
 import os
 import resource
 import signal
+import sys
 
 import pytest
 
@@ -748,3 +749,68 @@ def test_a_close_towards_a_peer_that_was_killed_ends(in_processes):
         await recorder.gone()
 
     in_processes(main)
+
+
+def test_a_link_whose_loop_is_closed_can_be_abandoned_and_tells_nobody(loop_kind, kind_name):
+    async def begin():
+        kind = KINDS[kind_name]()
+        one, first, other, second = kind.started_pair()
+        for _ in range(100):
+            one.send("never read", [bytes(1 << 20)])
+        other.close()
+        unstarted, _ = links = kind.pair()
+        unstarted.send("never sent")
+        return kind, [one, other, *links], [first, second]
+
+    loop = asyncio.new_event_loop() if loop_kind == "asyncio" else new_event_loop()
+    kind, links, receivers = loop.run_until_complete(begin())
+    loop.close()
+    for link in links:
+        link.abandon()
+        link.abandon()
+        assert link.state is LinkState.GONE
+        assert not link.has_unsent
+    kind.close()
+    assert [receiver.ends for receiver in receivers] == [[], []]
+
+
+def _interrupted_at(call, kind_name):
+    """Abort a link, interrupted at this one of the calls within, and abandon it; returns how many there are, and it."""
+    seen = 0
+
+    def count(frame, event, argument):
+        nonlocal seen
+        if event.endswith("call"):
+            seen += 1
+            if seen == call:
+                raise KeyboardInterrupt
+
+    async def begin():
+        kind = KINDS[kind_name]()
+        one, _, other, _ = kind.started_pair()
+        one.send("something")
+        with contextlib.suppress(KeyboardInterrupt):
+            sys.setprofile(count)
+            try:
+                one.abort(None)
+            finally:
+                sys.setprofile(None)
+        return kind, one, other
+
+    loop = new_event_loop()
+    kind, one, other = loop.run_until_complete(begin())
+    loop.close()
+    one.abandon()
+    other.abandon()
+    kind.close()
+    return seen, one
+
+
+@pytest.mark.parametrize("kind_name", BETWEEN_PROCESSES)
+def test_a_link_whose_end_was_cut_short_at_any_call_is_released_when_it_is_abandoned(kind_name):
+    calls, _ = _interrupted_at(0, kind_name)
+    assert calls > 5
+    before = set(os.listdir("/proc/self/fd"))
+    for call in range(1, calls):  # the last one stops the counting
+        _, one = _interrupted_at(call, kind_name)
+        assert set(os.listdir("/proc/self/fd")) == before, (call, one)

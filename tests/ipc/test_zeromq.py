@@ -378,6 +378,25 @@ def test_a_context_without_links_can_be_closed():
     run(main)
 
 
+def test_closing_a_context_waits_for_no_link_that_is_left():
+    async def begin():
+        kind = ZeroMQ()
+        links = kind.pair()
+        for link in links:
+            link.start(Recorder())
+            for _ in range(100):
+                link.send("never read", [bytes(1 << 20)])
+        return kind, links
+
+    loop = new_event_loop()
+    try:
+        kind, links = loop.run_until_complete(begin())
+    finally:
+        loop.close()
+    kind.close()
+    assert all(link._socket.closed and link._monitor.closed for link in links)
+
+
 def test_a_context_carries_many_links():
     async def main(kind):
         pairs = []
