@@ -1,6 +1,7 @@
 """Starts domains, names them, and sees to it that none outlives the program: the authority behind `env.domain_mgr`.
 
-Every domain that it opens is in `_open` until it has ended; closing the manager ends what is left.
+Every domain that it opens is in `_open` until it has ended; closing the manager ends what is left, and so does
+abandoning it, where the program was ended before that could be waited for.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle
 from domains.errors import Closed, DomainUnavailable
 from domains.functions import FunctionCatalogue
 from domains.heartbeat import Heartbeat, checked_seconds
+from domains.held_interrupts import interrupts_held
 from domains.identity import current
 from domains.ipc.carrier import ArenaUse
 from domains.ipc.claims import OfferedClaims
@@ -58,7 +60,7 @@ class DomainManager:
         self.references.introduce_domains(provider.meeting_place)
         self._provider = provider
         self._numbers = itertools.count(1)
-        self._open: set[DomainHandle] = set()
+        self._open: dict[DomainHandle, contextlib.ExitStack] = {}  # with what lets go of all that it holds
         self._closed = False
 
     def __reduce__(self) -> Any:
@@ -99,23 +101,23 @@ class DomainManager:
             parent = current()
             name = f"domain-{number}" if parent.id == 0 else f"{parent.name}.{number}"
         name = plain_text(name)
-        with _unavailable(name), contextlib.ExitStack() as on_failure:
+        with _unavailable(name), contextlib.ExitStack() as held:
             claims, interrupts = OfferedClaims(), SentInterrupts()
-            on_failure.callback(claims.close)
-            on_failure.callback(interrupts.close)
+            held.callback(claims.close)
+            held.callback(interrupts.close)
             descriptors = {**claims.descriptors(), **interrupts.descriptors()}
             pulse = None
             if heartbeat_seconds is not None:
                 pulse = Pulse()
-                on_failure.callback(pulse.close)
+                held.callback(pulse.close)
                 descriptors |= pulse.descriptors()
             process = self._provider.launch(number, name, ProtocolCodec(), descriptors)
-            on_failure.pop_all()
-        process.link.carrier = self._arena.carrier()
-        conversation = Conversation(process.link, self.pickling, f"domain {name!r}")
-        self.references.converse_with_child(conversation)
-        handle = DomainHandle(number, name, process, conversation, claims, interrupts)
-        self._open.add(handle)
+            held.callback(process.link.abandon)
+            process.link.carrier = self._arena.carrier()
+            conversation = Conversation(process.link, self.pickling, f"domain {name!r}")
+            self.references.converse_with_child(conversation)
+            handle = DomainHandle(number, name, process, conversation, claims, interrupts)
+            self._open[handle] = held.pop_all()
         handle.when_ended(self._forget)
         if pulse is not None:
             assert heartbeat_seconds is not None
@@ -123,7 +125,7 @@ class DomainManager:
         return handle
 
     def _forget(self, handle: DomainHandle) -> None:
-        self._open.discard(handle)
+        self._open.pop(handle, None)
         self.references.domain_ended(handle.conversation, handle.error())
 
     async def close(self) -> None:
@@ -137,6 +139,18 @@ class DomainManager:
             await self._provider.close()
         finally:
             self._arena.close()
+
+    def abandon(self) -> None:
+        """What `close` does, for when the loop is closed and that was cut short, or never came; else nothing.
+
+        Waits as long as domains may take to unwind that have lost their parent. Who waits for them is told nothing.
+        """
+        self._closed = True
+        with interrupts_held(), contextlib.ExitStack() as steps:
+            steps.callback(self._arena.close)
+            steps.callback(self._provider.abandon)
+            while self._open:
+                steps.push(self._open.popitem()[1])
 
 
 @contextlib.contextmanager

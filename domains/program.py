@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -31,14 +32,17 @@ def run_program(
     """Call `main` as `run` describes, with domains from this launcher."""
     kind = kind_called("socketpair" if link == "auto" else link)
     with_environment = takes_environment(main)
+    at_last = contextlib.ExitStack()
 
     async def root() -> Any:
         async with Switch("program") as switch:
             manager = DomainManager(LocalProvider(kind, launcher), domains or recommended_domain_count(), switch)
+            at_last.callback(manager.abandon)
             switch.on_release(manager.close)
             return await awaitable(main, main(Environment(manager, Clock())) if with_environment else main())
 
-    return run_scheduler(root, dump_on_signal=dump_on_signal)
+    with at_last:
+        return run_scheduler(root, dump_on_signal=dump_on_signal)
 
 
 def takes_environment(main: Callable[..., Any]) -> bool:

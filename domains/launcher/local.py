@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import sys
+import time
 from collections.abc import Callable, Mapping
 
 from domains.errors import DomainUnavailable
@@ -34,6 +36,9 @@ from domains.scheduler.cancel import move_on_after, protect
 from domains.scheduler.promise import Promise
 
 _CLOSING_SECONDS = 5.0
+
+_ABANDONED_SECONDS = 1.0
+"""How long a launcher may take to end with its domains when nobody can wait longer: they unwind, or it kills them."""
 
 
 class LocalProcess(DomainProcess):
@@ -122,26 +127,49 @@ class _LauncherConnection:
 
     def _lost(self) -> None:
         """The launcher is gone: whether it was asked to go or not, no domain of its lives on."""
-        self.gone = True
+        processes = self._let_go()
         self._when_lost()
+        why = f"its launcher process {self.process.pid} ended with status {self.process.returncode}"
+        with contextlib.ExitStack() as steps:  # all are taken, also if one raises: nobody waits for ever
+            steps.callback(self._end.resolve, None)
+            for process in reversed(processes):
+                steps.callback(process.ended, Ending(None, None, why=why, launcher=self.process.pid))
+
+    def _let_go(self) -> list[LocalProcess]:
+        """Release what belongs to a launcher that ends, and return the domains that end with it."""
+        self.gone = True
         self._loop.remove_reader(self._control.fileno())
         if self._writing:
             self._loop.remove_writer(self._control.fileno())
         self._control.close()
         self.process.wait()  # its socket closed as it ended
-        why = f"its launcher process {self.process.pid} ended with status {self.process.returncode}"
-        processes, self._processes = self._processes, {}
-        with contextlib.ExitStack() as steps:  # all are taken, also if one raises: nobody waits for ever
-            steps.callback(self._end.resolve, None)
-            for process in reversed(processes.values()):
-                if process.pid is not None and not sys.platform.startswith("linux"):
-                    with contextlib.suppress(ProcessLookupError):  # Linux kills them by their parent-death signal
+        processes, self._processes = list(self._processes.values()), {}
+        if not sys.platform.startswith("linux"):  # which kills them by their parent-death signal
+            for process in processes:
+                if process.pid is not None:
+                    with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, 9)
-                steps.callback(process.ended, Ending(None, None, why=why, launcher=self.process.pid))
+        return processes
 
     def hang_up(self) -> None:
         """Say that nothing more comes: the launcher ends its domains and itself, and `ended` is resolved."""
         self._control.hang_up()
+
+    def abandon(self) -> None:
+        """End the launcher, in its own time while that is short, and wait for it without the loop, which is closed."""
+        self.hang_up()
+        deadline = time.monotonic() + _ABANDONED_SECONDS
+        ended = select.poll()
+        ended.register(self._control.fileno(), select.POLLIN)
+        try:
+            while (left := deadline - time.monotonic()) > 0 and ended.poll(left * 1000):
+                for _ in self._control.read():
+                    pass  # how domains ended is no news to anybody
+        except EOFError:
+            pass
+        finally:
+            self.process.kill()  # it may have been stopped; its domains die with it
+            self._let_go()
 
 
 class LocalProvider(Provider):
@@ -205,7 +233,7 @@ class LocalProvider(Provider):
         self._remains = []
 
     async def close(self) -> None:
-        connection, self._connection = self._connection, None
+        connection = self._connection
         if connection is not None and not connection.gone:
             connection.hang_up()
             with protect():
@@ -214,5 +242,15 @@ class LocalProvider(Provider):
                 if overdue.cancelled:  # stopped by a debugger or a SIGSTOP; its domains die with it
                     connection.process.kill()
                     await connection.ended
+        self._close_kinds()
+
+    def abandon(self) -> None:
+        try:
+            if self._connection is not None and not self._connection.gone:
+                self._connection.abandon()
+        finally:
+            self._close_kinds()
+
+    def _close_kinds(self) -> None:
         self._kind.close()
         self._meetings.close()

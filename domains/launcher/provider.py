@@ -66,3 +66,7 @@ class Provider(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Release everything; domains that still live are killed."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """The same when the loop is closed, and `close` has not come to its end: nobody is told how domains ended."""

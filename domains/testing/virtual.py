@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn, TypeVar, overload
@@ -28,6 +29,9 @@ class _NoDomains(Provider):
     async def close(self) -> None:
         pass
 
+    def abandon(self) -> None:
+        pass
+
 
 @overload
 def run(main: Callable[[Environment], Awaitable[T]]) -> T: ...
@@ -42,13 +46,16 @@ def run(main: Callable[..., Awaitable[Any]]) -> Any:
     nothing can ever run again; DomainUnavailable inside, for what needs another domain.
     """
     with_environment = takes_environment(main)
+    at_last = contextlib.ExitStack()
 
     async def root() -> Any:
         if not with_environment:
             return await awaitable(main, main())
         async with Switch("program") as switch:
             manager = DomainManager(_NoDomains(), 1, switch)
+            at_last.callback(manager.abandon)
             switch.on_release(manager.close)
             return await awaitable(main, main(Environment(manager, Clock(), random=random.Random(0))))
 
-    return run_mock(root)
+    with at_last:
+        return run_mock(root)
