@@ -86,11 +86,11 @@ class SharedMutex(Mutex):
     # As a mutex
 
     def __repr__(self) -> str:
-        word: LockWord = self._word
-        if self._state is not None or word.holder is None:
+        holder = self._word.holder  # once: it may be given up at any time
+        if self._state is not None or holder is None:
             return super().__repr__()
         name = "" if self.label is None else f" {self.label!r}"
-        return f"<mutex{name}, held by process {word.holder.pid}, {len(self._waiters or ())} waiting>"
+        return f"<mutex{name}, held by process {holder.pid}, {len(self._waiters or ())} waiting>"
 
     @property
     def is_locked(self) -> bool:

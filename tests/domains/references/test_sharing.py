@@ -171,3 +171,23 @@ def test_what_was_taken_of_a_stream_while_it_was_shared_works_when_it_is_not(lin
         await fiber.yield_now()
 
     in_pool(main, link)
+
+
+def test_a_mutex_is_shown_also_as_another_domain_gives_it_up(link: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(pool: Any) -> None:
+        mutex: Any = Mutex("shown")
+        locked, is_locked = Promise[None].create("locked")
+        release, let_go = Promise[None].create("release")
+        async with pool._manager.spawn() as domain, Switch() as switch:
+            switch.fork(domain.call, hold, mutex, is_locked, release)
+            await locked
+            holder = mutex._word.holder
+            assert holder is not None
+            seen = iter([holder])  # and None from then on, as if it were given up between two looks
+            monkeypatch.setattr(type(mutex._word), "holder", property(lambda _: next(seen, None)))
+            assert repr(mutex) == f"<mutex 'shown', held by process {holder.pid}, 0 waiting>"
+            assert repr(mutex) == "<mutex 'shown', free>"
+            monkeypatch.undo()
+            let_go.resolve(None)
+
+    in_pool(main, link)
