@@ -112,8 +112,8 @@ class DomainHandle:
         self._why_killed: str | None = None
         self._when_ready: Callable[[], object] | None = None
         conversation.handle(Ready, self._ready)
-        conversation.handle(JobReturned, self._returned)
-        conversation.handle(JobRaised, self._raised)
+        conversation.handle(JobReturned, self._answered)
+        conversation.handle(JobRaised, self._answered)
         conversation.handle(CancelHeard, self._cancel_heard)
         conversation.handle(LendWeight, lambda message, _: self._weight_lent(message.job, True))
         conversation.handle(RegainWeight, lambda message, _: self._weight_lent(message.job, False))
@@ -350,27 +350,21 @@ class DomainHandle:
         if self._when_lent is not None:
             self._when_lent(self.jobs[ticket], lent)
 
-    def _returned(self, message: JobReturned, buffers: Buffers) -> None:
-        job = self.jobs.pop(message.job)
-        if self._cancelling:
-            self._cancelling.pop(message.job, None)
+    def _answered(self, message: JobReturned | JobRaised, buffers: Buffers) -> None:
+        ticket = message.job
+        job = self.jobs.pop(ticket)
+        cancelling = self._cancelling.pop(ticket, None) if self._cancelling else None
+        pickling = self.conversation.pickling
         try:
             if self._when_answered is not None:
                 self._when_answered(job, message.seconds)
-            job.returned(message, buffers, self.conversation.pickling)
-        except BaseException as error:
-            job.fail_if_open(error)
-            raise
-
-    def _raised(self, message: JobRaised, buffers: Buffers) -> None:
-        job = self.jobs.pop(message.job)
-        cancelling = self._cancelling.pop(message.job, None)
-        try:
-            if self._when_answered is not None:
-                self._when_answered(job, message.seconds)
-            job.raised(message, buffers, self.conversation.pickling, cancelling.reason if cancelling else None)
-        except BaseException as error:
-            job.fail_if_open(error)
+            if isinstance(message, JobReturned):
+                job.returned(message, buffers, pickling)
+            else:
+                job.raised(message, buffers, pickling, None if cancelling is None else cancelling.reason)
+        except BaseException:
+            if job.state is JobState.SENT or job.state is JobState.CANCELLING:
+                self.jobs[ticket] = job  # this is about to end the link, and that fails the jobs that are here
             raise
 
     def _link_gone(self, reason: ConnectionLost | None) -> None:

@@ -178,11 +178,6 @@ class Job(Generic[T]):
     def fail(self, error: BaseException) -> None:
         self._end(Raised(error, error.__traceback__))
 
-    def fail_if_open(self, error: BaseException) -> None:
-        """Its answer has come and could not be dealt with: nobody else would end it."""
-        if self.state is not _ENDED and self.state is not _QUEUED:
-            self.fail(error)
-
     def _end(self, result: Result[T]) -> None:
         assert self.state is not _ENDED
         self.state = _ENDED

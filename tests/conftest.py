@@ -99,9 +99,12 @@ def _shared_memory() -> set[str]:
 
 def _shared_memory_of_live_strangers() -> set[str]:
     """That of another run beside this one: names hold the maker's process number. A dead one's may be ours."""
+    paths = list(_SHARED_MEMORY.glob(_OURS))
+    if not paths:
+        return set()  # as nearly always: to look at all processes takes long
     ours = {os.getpid(), *(process.pid for process in psutil.Process().children(recursive=True))}
     found = set()
-    for path in _SHARED_MEMORY.glob(_OURS):
+    for path in paths:
         maker = int(path.name.split("-")[1])
         if maker not in ours and psutil.pid_exists(maker):
             found.add(f"shared memory {path}")

@@ -10,7 +10,8 @@ from domains import DomainDied, ExecutorPool, fiber
 from domains.ipc.frames import frame_header
 from domains.ipc.link import Link
 from domains.ipc.socketpair import SocketPairLink
-from domains.protocol import Finish, Introduce, JobReturned, ProtocolCodec, StartJob
+from domains.job_runner import JobRunner
+from domains.protocol import Finish, Introduce, JobRaised, JobReturned, ProtocolCodec, StartJob
 
 
 class _Trap:
@@ -80,6 +81,24 @@ def test_a_domain_that_sends_what_it_must_not_has_died_for_its_callers_alone(lin
             with pytest.raises(DomainDied):
                 await bad.call(_say, WORDS[words])
             assert await good.call(_pid) == good.pid
+
+    domains.run(main, link=link)
+
+
+async def _answer_oddly():
+    """Say of this very job that it has raised what nobody can read."""
+    (runner,) = [each for each in gc.get_objects() if isinstance(each, JobRunner)]
+    (job,) = runner._running
+    runner._conversation.send(JobRaised(job, b"no failure", 0.0, 0))
+    await fiber.await_cancel()
+
+
+def test_an_answer_that_cannot_be_dealt_with_leaves_nobody_waiting(link):
+    async def main(env):
+        with domains.timeout(30):
+            async with env.domain_mgr.spawn("odd") as domain:
+                with pytest.raises(DomainDied, match="JobRaised from domain 'odd' was refused"):
+                    await domain.call(_answer_oddly)
 
     domains.run(main, link=link)
 
