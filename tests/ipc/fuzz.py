@@ -79,17 +79,19 @@ def _put(piece: bytes, space: memoryview) -> int:
     return count
 
 
-def whole(data: bytes) -> None:
-    """A message is one frame and nothing more, or corrupt."""
-    from domains.ipc.frames import FrameCorrupt, byte_view, frame_header, read_frame
+def parts(data: bytes) -> None:
+    """A message in parts is a frame with just these buffers, or corrupt."""
+    from domains.ipc.frames import FrameCorrupt, read_parts
 
     stream = _stream(data)
+    split = data[0] >> 4 if data else 0
+    head, *rest = stream.split(bytes([split]), 3) if split else [stream]
+    buffers = [memoryview(part) for part in rest]
     try:
-        envelope, buffers = read_frame(memoryview(stream))
+        frame = read_parts(memoryview(head), buffers)
     except FrameCorrupt:
         return
-    header = frame_header(envelope, [byte_view(buffer) for buffer in buffers])
-    assert b"".join((header, envelope, *buffers)) == stream
+    assert [bytes(buffer) for buffer in frame[1]] == rest
 
 
 def protocol(data: bytes) -> None:
@@ -180,7 +182,7 @@ async def _talk(stream: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (frames, whole, protocol, leases, link)
+    target.__name__: target for target in (frames, parts, protocol, leases, link)
 }
 
 

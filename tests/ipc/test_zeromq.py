@@ -385,7 +385,8 @@ def test_closing_a_context_waits_for_no_link_that_is_left():
         for link in links:
             link.start(Recorder())
             for _ in range(100):
-                link.send("never read", [bytes(1 << 20)])
+                # No buffers: libzmq ends the process where parts of a message are under way (its bug 3442).
+                link.send("never read" * 100_000)
         return kind, links
 
     loop = new_event_loop()
