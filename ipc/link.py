@@ -2,8 +2,9 @@
 
 What is sent in one turn of the loop becomes one frame. A link is New, then Open; then Closing, when this side has said
 goodbye, behind all that it sent, and still hears the other; then Leaving, when both have, and what is pending is still
-written; then Gone. `on_gone` is the last thing its receiver hears, exactly once, and what it held is released then.
-A goodbye is an empty envelope.
+written; then Parting, over a transport that would lose what the other has not heard yet, until the other says that it
+has heard all; then Gone. `on_gone` is the last thing its receiver hears, exactly once, and what it held is released
+then. A goodbye is an empty envelope, and so is the word that all was heard.
 Sending never waits: a link whose peer does not read becomes congested, and whoever can wait is expected to wait until
 it is writable again. All methods and callbacks belong to the loop's thread.
 """
@@ -72,6 +73,7 @@ class LinkState(enum.Enum):
     OPEN = "open"
     CLOSING = "closing"
     LEAVING = "leaving"
+    PARTING = "parting"
     GONE = "gone"
 
 
@@ -261,11 +263,15 @@ class Link(ABC):
     def _written(self) -> None:
         """`pending_bytes` may have shrunk."""
         if not self.pending_bytes and self.state is LinkState.LEAVING:
-            self.abort(None)
+            self._left()
             return
         if self.is_congested and self.pending_bytes <= HIGH_WATER_BYTES // 2:
             self.is_congested = False
             self._tell_writable()
+
+    def _left(self) -> None:
+        """Both sides have said goodbye, and all is written: the transport delivers it, or this waits until it has."""
+        self.abort(None)
 
     def _received(self, envelope: bytes, buffers: list[memoryview]) -> None:
         """A frame has arrived whole."""
@@ -275,6 +281,8 @@ class Link(ABC):
             elif self.state is LinkState.CLOSING:
                 self.state = LinkState.LEAVING
                 self._written()
+            elif self.state is LinkState.PARTING:
+                self.abort(None)
             return
         try:
             messages = self._codec.decode(envelope)
@@ -288,10 +296,10 @@ class Link(ABC):
 
     def _peer_gone(self, in_frame: bool) -> None:
         """The transport has ended."""
-        if self.state is LinkState.CLOSING or self.state is LinkState.LEAVING:
-            self.abort(None)
-        else:
+        if self.is_open:
             self._broken(f"{self.name} is gone" + (", in the middle of a frame" if in_frame else ""))
+        else:
+            self.abort(None)
 
     def _broken(self, why: str, cause: BaseException | None = None) -> None:
         """The peer is gone, or not to be trusted."""

@@ -7,6 +7,9 @@ not fit is counted here, and makes the link congested. A link that is disconnect
 nobody could tell what was lost in between. Others may connect and be refused meanwhile: only the peer's own
 connection, known by the descriptor that its frames came from, or the last of all, is the link's.
 
+An end closes its socket once the other has said that it has heard all. Where one is closed while the other's queue is
+full, libzmq drops what had arrived and found no room there.
+
 A ZeroMQ socket's descriptor is edge-triggered, and does not tell reading from writing: after every operation the
 socket is asked again what it can do. Sockets belong to their loop's thread; ZeroMQ's own threads run no Python.
 """
@@ -224,6 +227,11 @@ class ZeroMQLink(Link):
             self.pending_bytes += size
         else:
             self._work_soon()
+
+    def _left(self) -> None:
+        """Say that all was heard, and wait for the same word."""
+        self.state = LinkState.PARTING
+        self._write(b"", [])
 
     def _send(self, parts: list[Any]) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import stat
 import sys
@@ -12,6 +13,7 @@ import zmq
 from domains import ConnectionLost, DomainUnavailable
 from domains.ipc.frames import frame_header
 from domains.ipc.keys import new_key_pair
+from domains.ipc.link import LinkState
 from domains.ipc.zeromq import ZeroMQContext
 from domains.scheduler.run import new_event_loop
 
@@ -417,5 +419,31 @@ def test_a_context_carries_many_links():
         for _, first, _, second in pairs:
             assert await first.gone() is None
             assert await second.gone() is None
+
+    run(main)
+
+
+def test_a_link_is_not_gone_before_the_peer_has_heard_all():
+    async def main(kind):
+        link, child = kind.with_child("""
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+link.close()
+signal.sigwait([signal.SIGUSR1])
+assert await recorder.gone() is None
+assert recorder.messages == list(range(60)), recorder.messages
+""")
+        recorder = Recorder()
+        link.start(recorder)
+        # More frames than ZeroMQ takes for a peer that does not read, and few bytes: all leave before they are read.
+        for n in range(60):
+            link.send(n)
+            link.flush()
+        link.close()
+        while link.has_unsent or link.state is LinkState.CLOSING:
+            await turns(1)
+        assert link.state is LinkState.PARTING
+        child.send_signal(signal.SIGUSR1)
+        assert await recorder.gone() is None
+        assert child.wait(10) == 0
 
     run(main)
