@@ -156,9 +156,9 @@ class Routes(ABC):
         if link is not None:
             link.flush()
 
-    def call_soon(self, callback: Callable[[], object]) -> None:
+    def call_soon(self, callback: Callable[[], object]) -> asyncio.Handle:
         """Do this in the next turn; may be called in a plain job."""
-        self._loop.call_soon(callback)
+        return self._loop.call_soon(callback)
 
     def _seek(self, message: Any, buffers: Any, holds: Iterable[int]) -> None:
         assert self._meetings is not None

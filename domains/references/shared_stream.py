@@ -15,6 +15,7 @@ recalled is promised none before it has used or returned them all, so it is aske
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from itertools import islice
 from sys import getsizeof
@@ -50,6 +51,7 @@ class SharedStream(Stream[T]):
     _promised: int
     _recalled: set[int]
     _unanswered: list[Adder]
+    _answering: asyncio.Handle | None
     _takers_elsewhere: dict[int, Taker]
     _lent_to: Taker | None
     _served_last: int | None
@@ -65,6 +67,7 @@ class SharedStream(Stream[T]):
         stream._promised = 0
         stream._recalled = set()
         stream._unanswered = []
+        stream._answering = None
         stream._takers_elsewhere = {}
         stream._lent_to = None
         stream._served_last = None
@@ -73,7 +76,9 @@ class SharedStream(Stream[T]):
         """Make it a plain one again: nobody else knows it any more."""
         assert not self._promised
         assert not self._takers_elsewhere
-        del self._references, self._export, self._promised, self._recalled, self._unanswered
+        if self._answering is not None:
+            self._answering.cancel()  # they were answered before its turn came, or have died
+        del self._references, self._export, self._promised, self._recalled, self._unanswered, self._answering
         del self._takers_elsewhere, self._lent_to, self._served_last
         self._local_capacity = self.capacity
         self.__class__ = Stream  # type: ignore[assignment]
@@ -268,7 +273,7 @@ class SharedStream(Stream[T]):
     def added(self, adder: Adder) -> None:
         """An add that had to wait is done; it is answered as soon as it is known what else there is room for."""
         if not self._unanswered:
-            self._references.call_soon(self._answer)
+            self._answering = self._references.call_soon(self._answer)
         self._unanswered.append(adder)
 
     def _answer(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from domains import Closed, DomainDied, Mutex, Promise, Resolver, Stream, Switch, fiber, shared_array, timeout
 
+from . import moments
 from .remote import in_pool
 
 
@@ -184,3 +185,27 @@ def test_adds_that_a_mutex_puts_in_order_leave_in_that_order(link: str, capacity
             return [await stream.take() for _ in range(3 * rounds)]
 
     assert in_pool(main, link, 3) == list(range(1, 3 * rounds + 1))
+
+
+async def add_one(stream: Stream[int]) -> None:
+    await stream.add(0)
+
+
+def test_a_stream_that_is_let_go_of_as_soon_as_its_add_is_answered_is_a_plain_one(
+    link: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main(pool: Any) -> None:
+        stream: Stream[int] = Stream(0)
+        async with Switch() as switch:
+            adding = pool.submit_fork(switch, add_one, stream, weight=0.1)
+            while not stream._adders:
+                await fiber.yield_now()
+            assert stream.take_nonblocking() == 0
+            references = moments.registry()
+            (domain,) = references.exports[stream._export.number].holders  # type: ignore[attr-defined]
+            while references.exports:
+                references.pump(domain)  # all within this turn of the loop
+            await adding
+
+    in_pool(main, link)
+    assert not caplog.records
