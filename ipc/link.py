@@ -159,19 +159,18 @@ class Link(ABC):
         self._batch = []
         self._batch_buffers = []
         self._batch_bytes = 0
-        if buffers and self.carrier is not None:
-            buffers = self.carrier.outgoing(buffers)
         try:
-            envelope = self._codec.encode(batch)
+            if buffers and self.carrier is not None:
+                buffers = self.carrier.outgoing(buffers)
+            self._write(self._codec.encode(batch), buffers)
         except Exception as error:
             # Somebody waits for what is in here: better they all hear of an end than never of anything.
             kinds = ", ".join(sorted({type(message).__name__ for message in batch}))
-            text = f"what was to be sent to {self.name} cannot be encoded ({kinds}): {error}"
+            text = f"what was to be sent to {self.name} cannot be written ({kinds}): {type(error).__name__}: {error}"
             # Before the link is cut, for which the peer may end this process.
             self._loop.call_exception_handler({"message": text, "exception": error})
             self._broken(text, error)
             return
-        self._write(envelope, buffers)
         if self.pending_bytes > HIGH_WATER_BYTES:
             self.is_congested = True
 

@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 
+import numpy
 import pytest
 
 from domains import ConnectionLost
@@ -137,17 +138,34 @@ def test_what_is_sent_in_one_turn_is_one_frame(run):
     run(main)
 
 
-def test_what_cannot_be_encoded_ends_the_link_and_says_so(run):
+class NoMemory:
+    """A carrier where memory has run out."""
+
+    def outgoing(self, buffers):
+        raise MemoryError
+
+    def gone(self):
+        pass
+
+
+UNWRITABLE = {
+    "no text": lambda link: link.send("\ud800"),  # a lone surrogate
+    "no memory": lambda link: (setattr(link, "carrier", NoMemory()), link.send("buffer", [b"1"])),
+}
+
+
+@pytest.mark.parametrize("what", UNWRITABLE)
+def test_what_cannot_be_written_ends_the_link_and_says_so(run, what):
     async def main(kind):
         one, first, _, second = kind.started_pair()
         one.send("hello")
         assert await second.heard(1) == ["hello"]
         reports = []
         asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report["message"]))
-        one.send("\ud800")  # a lone surrogate is no text
+        UNWRITABLE[what](one)
         reason = await first.gone()
         assert reports == [str(reason)]  # by the side that knows: all that the other one sees is an end
-        assert "cannot be encoded (str)" in str(reason)
+        assert "cannot be written (str)" in str(reason)
         assert isinstance(await second.gone(), ConnectionLost)
 
     run(main)
@@ -234,6 +252,8 @@ def test_buffers_arrive_whole_in_order_and_read_only(run, sizes):
         assert await second.heard(3) == ["before", "with buffers", "after"]
         assert [bytes(buffer) for buffer in second.buffers] == sent
         assert all(buffer.readonly for buffer in second.buffers)
+        addresses = [numpy.frombuffer(buffer, numpy.uint8).ctypes.data for buffer in second.buffers if len(buffer)]
+        assert all(address % 8 == 0 for address in addresses)  # for arrays of any type
         await close_both(one, first, other, second)
 
     run(main)
