@@ -46,7 +46,7 @@ soak: $(VENV)/installed-test
 	$(BIN)/python -m tests.faults.soak --seconds $(SOAK_SECONDS) --seed $(SOAK_SEED)
 
 fuzz: $(VENV)/installed-fuzz
-	for target in frames parts protocol leases link; do \
+	for target in frames whole protocol leases link; do \
 		$(BIN)/python -m tests.ipc.fuzz $$target --seconds $(FUZZ_SECONDS) || exit 1; \
 	done
 

@@ -21,7 +21,7 @@ from zlib import crc32
 
 from domains.errors import ConnectionLost
 
-__all__ = ["Frame", "FrameCorrupt", "FrameReader", "byte_view", "frame_header", "read_parts"]
+__all__ = ["Frame", "FrameCorrupt", "FrameReader", "byte_view", "frame_header", "read_frame"]
 
 _HEADER = struct.Struct("!2sBBIII")
 _HEADER_BYTES = _HEADER.size
@@ -83,24 +83,30 @@ def byte_view(buffer: Any) -> memoryview[int]:
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 
-def read_parts(head: memoryview[int], buffers: list[memoryview[int]]) -> Frame:
-    """A frame that came in parts, kept apart by the transport: header and envelope, then each buffer.
+def read_frame(data: memoryview[int]) -> Frame:
+    """A frame that came whole, and nothing with it. Its buffers are copies: in memory that suits items of any size.
 
     Raises FrameCorrupt for anything else.
     """
-    if len(head) < _HEADER_BYTES:
-        raise FrameCorrupt(f"{len(head)} bytes are less than a header")
-    envelope_bytes, count, checksum = _read_header(head, 0)
+    if len(data) < _HEADER_BYTES:
+        raise FrameCorrupt(f"{len(data)} bytes are less than a header")
+    envelope_bytes, count, checksum = _read_header(data, 0)
     start = _HEADER_BYTES + 8 * count
-    if count != len(buffers) or len(head) != start + envelope_bytes:
-        raise FrameCorrupt("the parts of a frame are not what its header says")
-    envelope = bytes(head[start:])
-    lengths = head[_HEADER_BYTES:start]
+    end = start + envelope_bytes
+    if len(data) < end:
+        raise FrameCorrupt("a frame is shorter than its header says")
+    envelope = bytes(data[start:end])
+    lengths = data[_HEADER_BYTES:start]
     if crc32(envelope, crc32(lengths) if count else 0) != checksum:
         raise FrameCorrupt(_BAD_CHECKSUM)
-    if list(struct.unpack(f"!{count}Q", lengths)) != [buffer.nbytes for buffer in buffers]:
+    sizes = struct.unpack(f"!{count}Q", lengths)
+    if sum(sizes) != len(data) - end:
         raise FrameCorrupt("the buffers of a frame are not what its header says")
-    return envelope, [buffer.toreadonly() for buffer in buffers]
+    buffers = []
+    for size in sizes:
+        buffers.append(memoryview(bytes(data[end : end + size])))
+        end += size
+    return envelope, buffers
 
 
 class FrameReader:

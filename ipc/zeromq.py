@@ -1,7 +1,7 @@
 """Links over ZeroMQ: between any two processes that were handed each other's address and keys.
 
 Each link is a pair of PAIR sockets, one bound and one connected, secured by CURVE: the bound end lets in one client
-key and no other, and nothing is decoded before that handshake. A frame is one multipart message: its header, which
+key and no other, and nothing is decoded before that handshake. A frame is one message of one part: its header, which
 bounds and checks it, then the envelope, then the buffers. ZeroMQ's own queues are kept a few frames short; what does
 not fit is counted here, and makes the link congested. A link that is disconnected is gone: it never reconnects, for
 nobody could tell what was lost in between. Others may connect and be refused meanwhile: only the peer's own
@@ -24,14 +24,14 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import cast
 
 import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from domains.errors import DomainUnavailable
-from domains.ipc.frames import FrameCorrupt, byte_view, frame_header, read_parts
+from domains.ipc.frames import FrameCorrupt, byte_view, frame_header, read_frame
 from domains.ipc.keys import KeyPair
 from domains.ipc.link import Buffer, Codec, Link, LinkState
 
@@ -132,7 +132,7 @@ class ZeroMQLink(Link):
         self._endpoint = endpoint
         self._lifeline = lifeline
         self._monitor: zmq.Socket[bytes] = connection.get_monitor_socket(_EVENTS)
-        self._outgoing: deque[tuple[int, list[Any]]] = deque()
+        self._outgoing: deque[bytes] = deque()
         self._connections: set[int] = set()
         self._peer: int | None = None
         self._connected = False
@@ -220,11 +220,11 @@ class ZeroMQLink(Link):
 
     def _write(self, envelope: bytes, buffers: list[Buffer]) -> None:
         views = [byte_view(buffer) for buffer in buffers] if buffers else []
-        parts = [frame_header(envelope, views) + envelope, *views]
-        size = len(parts[0]) + sum(view.nbytes for view in views)
-        if self._outgoing or not self._send(parts):
-            self._outgoing.append((size, parts))
-            self.pending_bytes += size
+        # In one piece: libzmq ends the process where a link ends while parts of a message are under way (its bug 3442).
+        frame = b"".join((frame_header(envelope, views), envelope, *views))
+        if self._outgoing or not self._send(frame):
+            self._outgoing.append(frame)
+            self.pending_bytes += len(frame)
         else:
             self._work_soon()
 
@@ -233,9 +233,9 @@ class ZeroMQLink(Link):
         self.state = LinkState.PARTING
         self._write(b"", [])
 
-    def _send(self, parts: list[Any]) -> bool:
+    def _send(self, frame: bytes) -> bool:
         try:
-            self._socket.send_multipart(parts, zmq.DONTWAIT, copy=True)
+            self._socket.send(frame, zmq.DONTWAIT, copy=True)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -256,10 +256,8 @@ class ZeroMQLink(Link):
             if events & zmq.POLLIN:
                 self._receive()
             elif events & zmq.POLLOUT and self._outgoing:
-                size, parts = self._outgoing[0]
-                if self._send(parts) and self._outgoing:
-                    self._outgoing.popleft()
-                    self.pending_bytes -= size
+                if self._send(self._outgoing[0]) and self._outgoing:
+                    self.pending_bytes -= len(self._outgoing.popleft())
                     self._written()
             else:
                 return
@@ -267,16 +265,20 @@ class ZeroMQLink(Link):
 
     def _receive(self) -> None:
         try:
-            head, *parts = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            message = self._socket.recv(zmq.DONTWAIT, copy=False)
             if self._peer is None:
-                self._recognize(int(head.get("__fd")))
-            frame = read_parts(head.buffer, [part.buffer for part in parts])
+                self._recognize(int(message.get("__fd")))
+            if message.more:
+                raise FrameCorrupt("a frame came in parts")
+            frame = read_frame(message.buffer)
         except zmq.Again:
             return
         except zmq.ZMQError as error:
             self._broken(f"the link to {self.name} is broken: {error}", error)
         except FrameCorrupt as error:
             self._broken(f"what {self.name} sent cannot be read: {error}", error)
+        except MemoryError as error:
+            self._broken(f"there is no memory for what {self.name} sent", error)
         else:
             self._received(*frame)
 

@@ -228,7 +228,7 @@ def _send_cut_frame(env, pid):
                 handle.link._socket.send(cut)
                 handle.link._write(b"\x90", [])  # a whole one behind it
             else:
-                handle.link._socket.send_multipart([cut])
+                handle.link._socket.send(cut)
 
 
 def _exhaust_descriptors(env, pid):

@@ -66,7 +66,7 @@ async def _say(parts):
         link._socket.sendall(b"".join(parts))
         link._socket.setblocking(False)
     else:
-        link._socket.send_multipart(parts)
+        link._socket.send(b"".join(parts))
     await fiber.await_cancel()
 
 

@@ -79,19 +79,17 @@ def _put(piece: bytes, space: memoryview) -> int:
     return count
 
 
-def parts(data: bytes) -> None:
-    """A message in parts is a frame with just these buffers, or corrupt."""
-    from domains.ipc.frames import FrameCorrupt, read_parts
+def whole(data: bytes) -> None:
+    """A message is one frame and nothing more, or corrupt."""
+    from domains.ipc.frames import FrameCorrupt, byte_view, frame_header, read_frame
 
     stream = _stream(data)
-    split = data[0] >> 4 if data else 0
-    head, *rest = stream.split(bytes([split]), 3) if split else [stream]
-    buffers = [memoryview(part) for part in rest]
     try:
-        frame = read_parts(memoryview(head), buffers)
+        envelope, buffers = read_frame(memoryview(stream))
     except FrameCorrupt:
         return
-    assert [bytes(buffer) for buffer in frame[1]] == rest
+    header = frame_header(envelope, [byte_view(buffer) for buffer in buffers])
+    assert b"".join((header, envelope, *buffers)) == stream
 
 
 def protocol(data: bytes) -> None:
@@ -182,7 +180,7 @@ async def _talk(stream: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (frames, parts, protocol, leases, link)
+    target.__name__: target for target in (frames, whole, protocol, leases, link)
 }
 
 

@@ -18,7 +18,7 @@ from domains.ipc.frames import (
     FrameReader,
     byte_view,
     frame_header,
-    read_parts,
+    read_frame,
 )
 
 _frames = st.lists(
@@ -187,31 +187,41 @@ def test_an_envelope_beyond_the_limit_is_refused_by_the_sender():
         frame_header(Huge(), [])
 
 
+def whole(envelope, buffers):
+    views = [memoryview(buffer) for buffer in buffers]
+    return b"".join((frame_header(envelope, views), envelope, *buffers))
+
+
 @settings(deadline=None)
 @given(st.binary(max_size=100), st.lists(st.binary(max_size=50), max_size=4))
-def test_parts_kept_apart_by_the_transport_give_the_frame(envelope, buffers):
-    views = [memoryview(buffer) for buffer in buffers]
-    frame = read_parts(memoryview(frame_header(envelope, views) + envelope), views)
+def test_a_frame_that_came_whole_is_read_at_once(envelope, buffers):
+    frame = read_frame(memoryview(bytearray(whole(envelope, buffers))))
     assert frame[0] == envelope
     assert [bytes(buffer) for buffer in frame[1]] == buffers
     assert all(buffer.readonly for buffer in frame[1])
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.binary(max_size=200), st.lists(st.binary(max_size=20), max_size=4))
-def test_random_parts_are_corrupt(head, buffers):
+@given(st.binary(max_size=200))
+def test_random_bytes_are_no_whole_frame(data):
     with pytest.raises(FrameCorrupt):
-        read_parts(memoryview(head), [memoryview(buffer) for buffer in buffers])
+        read_frame(memoryview(data))
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=60), st.lists(st.binary(max_size=20), max_size=3), st.data())
-def test_one_wrong_bit_in_parts_is_noticed(envelope, buffers, data):
-    views = [memoryview(buffer) for buffer in buffers]
-    head = bytearray(frame_header(envelope, views) + envelope)
-    position = data.draw(st.integers(0, len(head) - 1))
-    if position == 3:
-        return  # the unused byte
-    head[position] ^= 1 << data.draw(st.integers(0, 7))
+def test_a_whole_frame_that_is_cut_or_longer_is_noticed(envelope, buffers, data):
+    sent = whole(envelope, buffers)
+    changed = sent[: data.draw(st.integers(0, len(sent) - 1))] if data.draw(st.booleans()) else sent + b"x"
     with pytest.raises(FrameCorrupt):
-        read_parts(memoryview(bytes(head)), views)
+        read_frame(memoryview(changed))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=60), st.lists(st.binary(max_size=20), max_size=3), st.data())
+def test_one_wrong_bit_in_the_head_of_a_whole_frame_is_noticed(envelope, buffers, data):
+    sent = bytearray(whole(envelope, buffers))
+    position = data.draw(st.integers(0, len(sent) - sum(map(len, buffers)) - 1))
+    sent[position] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(FrameCorrupt):
+        read_frame(memoryview(bytes(sent)))

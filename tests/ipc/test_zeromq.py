@@ -387,8 +387,7 @@ def test_closing_a_context_waits_for_no_link_that_is_left():
         for link in links:
             link.start(Recorder())
             for _ in range(100):
-                # No buffers: libzmq ends the process where parts of a message are under way (its bug 3442).
-                link.send("never read" * 100_000)
+                link.send("never read", [bytes(1 << 20)])
         return kind, links
 
     loop = new_event_loop()
@@ -445,5 +444,19 @@ assert recorder.messages == list(range(60)), recorder.messages
         child.send_signal(signal.SIGUSR1)
         assert await recorder.gone() is None
         assert child.wait(10) == 0
+
+    run(main)
+
+
+def test_a_frame_that_there_is_no_memory_for_ends_the_link(monkeypatch):
+    async def main(kind):
+        _, _, other, second = kind.started_pair()
+
+        def no_memory(_):
+            raise MemoryError
+
+        monkeypatch.setattr("domains.ipc.zeromq.read_frame", no_memory)
+        other.send("large", [b"x"])
+        assert isinstance(await second.gone(), ConnectionLost)
 
     run(main)
