@@ -76,6 +76,9 @@ class Conversation:
             except Exception as error:
                 self._refuse(message, f"{type(error).__name__}: {error}", error)
                 return
+            except BaseException as error:
+                self._refuse(message, f"{type(error).__name__}: {error}", error)
+                raise
         for callback in self._after_frame:
             callback()
 
@@ -84,7 +87,7 @@ class Conversation:
             for callback in reversed(self._when_gone):
                 all_told.callback(callback, reason)
 
-    def _refuse(self, message: Any, why: str, error: Exception | None = None) -> None:
+    def _refuse(self, message: Any, why: str, error: BaseException | None = None) -> None:
         text = f"{type(message).__name__} from {self.peer} was refused: {why}"
         asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
         lost = ConnectionLost(f"the link to {self.peer} was cut, because {text}")

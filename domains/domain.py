@@ -178,14 +178,17 @@ class DomainHandle:
             self.claims.offer(tickets)
         function = None
         send = self._send
-        for job, message in zip(jobs, messages, strict=True):
-            if job.function is not function:
-                function = job.function
-                if self._functions.is_new(function):
-                    send(DefineFunction(function.number, function.code))
-                    if surplus := self._functions.forget_surplus():
-                        send(ForgetFunctions(surplus))
-            send(message, job.buffers)
+        try:
+            for job, message in zip(jobs, messages, strict=True):
+                if job.function is not function:
+                    function = job.function
+                    if self._functions.is_new(function):
+                        send(DefineFunction(function.number, function.code))
+                        if surplus := self._functions.forget_surplus():
+                            send(ForgetFunctions(surplus))
+                send(message, job.buffers)
+        except ConnectionLost:
+            return  # one of these messages has ended the link: the jobs are told with all others that are here
 
     def cancel(self, job: Job[Any], reason: BaseException) -> None:
         """Ask for the end of a job that was sent here; its answer still comes."""
@@ -371,7 +374,7 @@ class DomainHandle:
         self._link_open = False
         if self.ending is not None:
             self._ended()
-        elif reason is not None and reason.__cause__ is not None and not isinstance(reason.__cause__, OSError):
+        elif reason is not None and reason.__cause__ is not None and not isinstance(reason.__cause__, ConnectionError):
             self.kill(str(reason))  # what it says is not to be trusted
         elif reason is not None:
             # It has died, as the launcher is about to tell; or it has cut the link, and says why as it ends by itself.

@@ -268,6 +268,15 @@ class Link(ABC):
             self.is_congested = False
             self._tell_writable()
 
+    def _go_on_soon(self) -> None:
+        """Read on in the next turn, where something that was called raised: nothing else may tell of what is there."""
+
+        def go_on() -> None:
+            if self.state is not LinkState.GONE:
+                self._turn()
+
+        self._loop.call_soon(go_on)
+
     def _left(self) -> None:
         """Both sides have said goodbye, and all is written: the transport delivers it, or this waits until it has."""
         self.abort(None)
@@ -291,7 +300,11 @@ class Link(ABC):
             self._broken(f"what {self.name} sent is no envelope of ours: {error}", error)
             return
         assert self._receiver is not None
-        self._receiver.on_messages(messages, buffers)
+        try:
+            self._receiver.on_messages(messages, buffers)
+        except BaseException:
+            self._go_on_soon()
+            raise
 
     def _peer_gone(self, in_frame: bool) -> None:
         """The transport has ended."""
@@ -333,9 +346,11 @@ def wait_for(links: Iterable[Link]) -> None:
     """
     polling = select.poll()
     ready = False
-    open_links = [link for link in links if link.state is not LinkState.NEW and link.state is not LinkState.GONE]
-    for link in open_links:
+    links = [link for link in links if link.state is not LinkState.NEW]
+    for link in links:
         link.flush()
+    open_links = [link for link in links if link.state is not LinkState.GONE]
+    for link in open_links:
         ready = ready or link._is_ready()
         for descriptor in link._descriptors():
             polling.register(descriptor, select.POLLIN)

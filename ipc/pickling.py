@@ -13,6 +13,7 @@ Nothing here waits or keeps state; opening a pickle runs code, so only authentic
 from __future__ import annotations
 
 import array
+import asyncio
 import copyreg
 import functools
 import pickle
@@ -128,9 +129,11 @@ class Pickling:
             if data == _IN_LAST_BUFFER:
                 return pickle.loads(buffers[-1], buffers=buffers[:-1])
             return pickle.loads(data, buffers=buffers)
-        except _FROM_OUTSIDE:
+        except KeyboardInterrupt:
             raise
         except BaseException as error:
+            if isinstance(error, Cancelled) and asyncio._get_running_loop() is None:
+                raise  # a plain job is interrupted; where a loop runs nobody is
             raise NotPicklable("what arrived", f"it cannot be rebuilt here: {describe(error)}", _hint(error)) from error
 
     def _begin_attempt(self) -> None:

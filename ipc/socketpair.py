@@ -70,14 +70,11 @@ class SocketPairLink(Link):
             try:
                 count = reader.receive(self._recv_into)
             except (BlockingIOError, InterruptedError):
-                return
+                count = -1
             except OSError as error:
                 self._broken(f"the link to {self.name} is broken: {error}", error)
                 return
-            if not count:
-                self._peer_gone(self._reader.is_inside)
-                return
-            try:
+            try:  # whatever came: where a receiver raised, the frames behind that one are still here
                 while (frame := reader.take()) is not None:
                     self._received(*frame)
                     if self.state is _GONE:
@@ -85,7 +82,10 @@ class SocketPairLink(Link):
             except FrameCorrupt as error:
                 self._broken(f"what {self.name} sent cannot be read: {error}", error)
                 return
-            if not reader.has_more:
+            if not count:
+                self._peer_gone(self._reader.is_inside)
+                return
+            if count < 0 or not reader.has_more:
                 return
 
     def _write(self, envelope: bytes, buffers: list[Buffer]) -> None:
@@ -98,8 +98,11 @@ class SocketPairLink(Link):
                 sent = self._socket.send(data)
             except (BlockingIOError, InterruptedError):
                 sent = 0
-            except OSError:
+            except ConnectionError:
                 return  # the peer is gone, and the reader is about to say so
+            except OSError as error:
+                self._broken(f"the link to {self.name} is broken: {error}", error)
+                return
             if sent == len(data):
                 return
             outgoing.append(memoryview(data)[sent:])
@@ -130,10 +133,13 @@ class SocketPairLink(Link):
                 sent = self._socket.sendmsg(list(itertools.islice(outgoing, _MOST_PIECES)))
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError:
+            except ConnectionError:
                 # The peer is gone. What it said before is still read, and its end-of-file after that.
                 outgoing.clear()
                 self.pending_bytes = 0
+                return
+            except OSError as error:
+                self._broken(f"the link to {self.name} is broken: {error}", error)
                 return
             self.pending_bytes -= sent
             while sent:

@@ -222,11 +222,12 @@ class ZeroMQLink(Link):
         views = [byte_view(buffer) for buffer in buffers] if buffers else []
         # In one piece: libzmq ends the process where a link ends while parts of a message are under way (its bug 3442).
         frame = b"".join((frame_header(envelope, views), envelope, *views))
-        if self._outgoing or not self._send(frame):
-            self._outgoing.append(frame)
-            self.pending_bytes += len(frame)
-        else:
-            self._work_soon()
+        if not self._outgoing:
+            self._work_soon()  # also where there is no room: trying may have taken note of what has come
+            if self._send(frame):
+                return
+        self._outgoing.append(frame)
+        self.pending_bytes += len(frame)
 
     def _left(self) -> None:
         """Say that all was heard, and wait for the same word."""
@@ -333,9 +334,9 @@ class ZeroMQLink(Link):
 
     def _settled(self) -> None:
         """All that the peer said has come: hear it, then its end."""
-        self._settling = None
         while self.state is not LinkState.GONE and _events(self._socket) & zmq.POLLIN:
             self._receive()
+        self._settling = None
         if self.state is not LinkState.GONE:
             self._peer_gone(False)
 

@@ -97,6 +97,7 @@ class Meetings:
         self._kind = ZeroMQKind()
         self._links: dict[ZeroMQLink, tuple[Promise[None], Resolver[None]]] = {}
         self._peers: dict[Conversation, int] = {}
+        self._is_closing = False
         parent.handle(Meet, lambda message, _: self._meet(message))
         parent.handle(NoMeeting, lambda message, _: self._no_meeting(message.address))
 
@@ -106,6 +107,9 @@ class Meetings:
 
     def _meet(self, message: Meet) -> None:
         routes = self._routes
+        if self._is_closing:
+            self._parent.send(Bound(routes.address, message.address, False))
+            return
         try:
             link = self._open_end(message)
         except (DomainUnavailable, OSError, ImportError) as error:  # where nothing can be opened, no module can
@@ -162,7 +166,8 @@ class Meetings:
                 link.expect_end()
 
     async def close(self) -> None:
-        """Say goodbye to everybody."""
+        """Say goodbye to everybody, and meet nobody any more."""
+        self._is_closing = True
         for link in list(self._links):
             link.close()
         with move_on_after(_PARTING_SECONDS):

@@ -146,6 +146,33 @@ def test_one_that_cannot_be_pickled_arrives_as_not_picklable_whatever_that_raise
     outcome_of(main, link)
 
 
+class RaisesWhenRebuilt:
+    """Travels as a call that raises something in every process but the one that made it."""
+
+    def __init__(self, raised):
+        self.raised = raised
+
+    def __reduce__(self):
+        return raise_elsewhere, (os.getpid(), type(self.raised), self.raised.args)
+
+
+def raise_elsewhere(home, raised, args):
+    if os.getpid() != home:
+        raise raised(*args)
+
+
+@pytest.mark.parametrize("raised", [Cancelled(), SystemExit(3), RuntimeError("no")])
+def test_a_result_that_cannot_be_rebuilt_is_not_picklable_whatever_that_raises(link, raised):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.ready()
+            error = await check_raises(NotPicklable, pool, RaisesWhenRebuilt, raised)
+            assert error.what == "the result of job 'RaisesWhenRebuilt'"
+            assert type(raised).__name__ in error.why
+
+    outcome_of(main, link)
+
+
 def test_one_that_cannot_be_rebuilt_says_so_once(link):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:

@@ -356,3 +356,33 @@ def test_a_fault_where_a_death_is_dealt_with_keeps_nobody_from_hearing_of_it(lin
 
     domains.run(main, link=link)
     assert {str(error) for error in raised} == {"a fault"}
+
+
+def test_a_batch_that_ends_the_link_half_way_fails_only_what_was_in_it(monkeypatch):
+    from domains.ipc.carrier import ArenaCarrier
+
+    outgoing = ArenaCarrier.outgoing
+    failing = []
+
+    def no_memory(self, buffers):
+        if failing:
+            raise failing.pop()
+        return outgoing(self, buffers)
+
+    monkeypatch.setattr(ArenaCarrier, "outgoing", no_memory)
+
+    async def main(env):
+        reports = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context["message"]))
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
+            await pool.ready()
+            failing.append(MemoryError())
+            # Together they are more than one frame holds.
+            jobs = [pool.submit(len, bytes(600_000), weight=0.2) for _ in range(10)]
+            ends = await asyncio.gather(*jobs, return_exceptions=True)
+            assert {600_000} <= {end for end in ends if not isinstance(end, DomainDied)}
+            assert await pool.submit(abs, -1, weight=1.0) == 1
+        assert len(reports) == 1
+        assert "cannot be written (DefineFunction, StartJob)" in reports[0]
+
+    domains.run(main)

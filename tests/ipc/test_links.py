@@ -11,7 +11,7 @@ import sys
 import numpy
 import pytest
 
-from domains import ConnectionLost
+from domains import Cancelled, ConnectionLost
 from domains.ipc.link import HIGH_WATER_BYTES, LinkState, wait_for
 from domains.scheduler.run import new_event_loop
 
@@ -167,6 +167,57 @@ def test_what_cannot_be_written_ends_the_link_and_says_so(run, what):
         assert reports == [str(reason)]  # by the side that knows: all that the other one sees is an end
         assert "cannot be written (str)" in str(reason)
         assert isinstance(await second.gone(), ConnectionLost)
+
+    run(main)
+
+
+@pytest.mark.parametrize("what", UNWRITABLE)
+def test_a_batch_that_cannot_be_written_does_not_disturb_who_waits_for_several_links(run, what):
+    async def main(kind):
+        bad, lost, _, _ = kind.started_pair()
+        one, first, other, second = kind.started_pair()
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        UNWRITABLE[what](bad)
+        one.send("a")
+        while not second.messages:
+            wait_for([bad, one, other])
+        assert isinstance(await lost.gone(), ConnectionLost)
+        await close_both(one, first, other, second)
+
+    run(main)
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("no"), Cancelled()])
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_what_follows_a_message_whose_receiver_raises_is_heard_to_the_end(run, end, raised):
+    class Raises(Recorder):
+        def on_messages(self, messages, buffers):
+            super().on_messages(messages, buffers)
+            if messages[0] in (1, 3):
+                raise raised
+
+    async def main(kind):
+        one, other = kind.pair()
+        first, second = Recorder(), Raises()
+        one.start(first)
+        other.start(second)
+        one.send(0)
+        other.send(0)
+        await first.heard(1)
+        await second.heard(1)
+        errors = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+        for n in range(1, 6):
+            one.send(n)
+            one.flush()  # each by itself, and all at once
+        if end == "close":
+            one.close()
+        assert await second.heard(6) == list(range(6))
+        one.abort(None)
+        await second.gone()
+        assert errors == [raised, raised]
+        other.abort(None)
+        await turns(3)
 
     run(main)
 

@@ -1,6 +1,7 @@
 """What may come through a socket pair from a peer that is broken, and that links leave no descriptor behind."""
 
 import asyncio
+import errno
 import os
 import socket
 import struct
@@ -126,5 +127,33 @@ def test_a_thousand_links_leave_no_descriptor_open():
             await second.gone()
             assert not other.is_open
         assert len(os.listdir("/dev/fd")) == before
+
+    run(main)
+
+
+class WithoutMemory:
+    """A socket for which the system has no memory."""
+
+    def __init__(self, connection):
+        self._connection = connection
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+    def send(self, _):
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    sendmsg = send
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_frame_that_the_system_does_not_take_ends_the_link(size):
+    async def main(kind):
+        link, recorder, _, peer = kind.started_pair()
+        link._socket = WithoutMemory(link._socket)
+        link.send("dropped", [bytes(size)])
+        link.flush()
+        assert "No buffer space" in str(await recorder.gone())
+        assert isinstance(await peer.gone(), ConnectionLost)
 
     run(main)

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import stat
 import sys
+import time
 
 import pytest
 import zmq
@@ -458,5 +460,44 @@ def test_a_frame_that_there_is_no_memory_for_ends_the_link(monkeypatch):
         monkeypatch.setattr("domains.ipc.zeromq.read_frame", no_memory)
         other.send("large", [b"x"])
         assert isinstance(await second.gone(), ConnectionLost)
+
+    run(main)
+
+
+def test_what_has_come_is_heard_though_there_is_no_room_to_answer():
+    async def main(kind):
+        link, child = kind.with_child("""
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+link.send("busy")
+link.flush()
+signal.sigwait([signal.SIGUSR1])
+link.send("news")
+link.flush()
+signal.pause()  # it goes on reading nothing
+""")
+        recorder = Recorder()
+        link.start(recorder)
+        await recorder.heard(1)
+        seen_full = 0
+        while seen_full < 5:  # ZeroMQ's thread may still be passing on what it was given
+            if link._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                link.send("to fill its queues", [bytes(15_000)])
+                link.flush()
+                seen_full = 0
+            else:
+                seen_full += 1
+                await asyncio.sleep(0.01)
+        await turns(5)
+        polling = select.poll()
+        polling.register(link._socket.fileno(), select.POLLIN)
+        child.send_signal(signal.SIGUSR1)
+        assert polling.poll(10_000)  # the loop does not turn: this is one long step
+        time.sleep(0.01)  # noqa: ASYNC251  # as it sends, ZeroMQ looks for news but once in a millisecond
+        link.send("an answer to be")
+        link.flush()
+        assert link.has_unsent
+        assert await recorder.heard(2) == ["busy", "news"]
+        link.abort(None)
+        await recorder.gone()
 
     run(main)

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+import domains
 from domains import Condition, DomainDied, Promise, Resolver, Stream, Switch
+from domains.protocol import Bound, Meet
+from domains.references.meetings import Meetings
 
 from .remote import in_pool, turns
 
@@ -201,3 +204,32 @@ def test_two_domains_of_which_one_can_open_nothing_talk_by_way_of_their_parent(l
             assert await domain.call(os.getpid) == pid
 
     in_pool(main, link)
+
+
+class Told:
+    """The parent, of which only what it says matters, and the routes, which are never used."""
+
+    address = 1
+    pickling = None
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+        self.tell: dict[type, Any] = {}
+
+    def handle(self, message_type: type, handler: Any) -> None:
+        self.tell[message_type] = handler
+
+    def send(self, message: Any) -> None:
+        self.heard.append(message)
+
+
+def test_a_domain_that_ends_meets_nobody_any_more() -> None:
+    async def main() -> list[Any]:
+        told: Any = Told()
+        arena: Any = None
+        meetings = Meetings(told, told, arena)
+        await meetings.close()
+        told.tell[Meet](Meet(2, "domain 2", "ipc:///nowhere", True, b"", b"", b""), ())
+        return told.heard
+
+    assert domains.run(main) == [Bound(1, 2, False)]
