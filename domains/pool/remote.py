@@ -28,9 +28,13 @@ from domains.scheduler.promise import Raised, Result, Returned
 
 
 class RemoteDispatcher:
-    """Where a handle's jobs go: to the pool's home. `size` is the number of the pool's domains."""
+    """Where a handle's jobs go: to the pool's home. `size` is the number of the pool's domains.
 
-    def __init__(self, references: References, home: int, number: int, size: int) -> None:
+    Its jobs keep it, and so the handle: a home whose last handle is gone takes what was submitted by it for given up.
+    """
+
+    def __init__(self, handle: PoolReference, references: References, home: int, number: int, size: int) -> None:
+        self.handle = handle
         self.size = size
         self.refusal: DomainsError | None = None
         self._references = references
@@ -122,7 +126,7 @@ class RemoteDispatcher:
         for job, loan in pending.values():
             if loan is not None:
                 loan.ended()
-            job.fail(error)
+            job.fail_undelivered(error)
 
 
 class PoolReference(ExecutorPool):
@@ -134,7 +138,7 @@ class PoolReference(ExecutorPool):
         self._references = references
         self._catalogue = catalogue
         self._count = size
-        self._remote = RemoteDispatcher(references, home, number, size)
+        self._remote = RemoteDispatcher(self, references, home, number, size)
         self._dispatch = self._remote
 
     async def __aenter__(self) -> NoReturn:

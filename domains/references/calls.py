@@ -304,9 +304,11 @@ class Calls:
             served.withdraw = withdraw
 
     def answer(self, served: Served, result: Result[Any]) -> bool:
-        if self.served.pop((served.sender, served.call), None) is None:
+        if not served.is_waiting:
             return False
         self.settle(served.sender)
+        if not served.accept():
+            return False  # meanwhile it was withdrawn, or its domain has died
         self.send_answer(served.sender, served.call, result)
         return True
 
@@ -335,8 +337,9 @@ class Calls:
 
     def _withdraw(self, served: Served) -> None:
         """Undo a call that waits; one that runs as a fiber answers when that has unwound."""
-        if served.withdraw is None or not served.withdraw(served):
-            del self.served[served.sender, served.call]
+        if served.withdraw is not None and served.withdraw(served):
+            return
+        if served.accept():  # else another thread, which broadcasts, has answered it just now
             self.send_answer(served.sender, served.call, None)
 
     def _told(self, message: TellObject, buffers: Buffers) -> None:
@@ -370,23 +373,26 @@ class Calls:
     async def _run(
         self, served: Served, scope: CancelScope, f: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
     ) -> None:
-        with scope:
-            try:
-                served.resume(await f(*args))
-            except CancelledError:
-                raise
-            except BaseException as error:
-                if not served.throw(error):
-                    _log.error("what another domain used failed as it was given back", exc_info=error)
-        if served.is_waiting:
-            del self.served[served.sender, served.call]
+        try:
+            with scope:
+                try:
+                    served.resume(await f(*args))
+                except CancelledError:
+                    raise
+                except BaseException as error:
+                    if not served.throw(error):
+                        _log.error("what another domain used failed as it was given back", exc_info=error)
+        except CancelledError as error:  # not by the scope
+            self._switch.check()
+            served.throw(error)  # nobody cancelled this fiber either: it is what the call has come to
+        if served.accept():
             self.send_answer(served.sender, served.call, None)
 
     def caller_gone(self, sender: int) -> None:
         """A domain has died: nobody waits for what it has called."""
         for key, served in list(self.served.items()):
             if key[0] == sender:
-                del self.served[key]
+                served.accept()
                 if served.withdraw is not None:
                     served.withdraw(served)
 

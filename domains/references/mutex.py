@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from domains.conversation import Conversation
-from domains.errors import DomainDied, DomainsError
+from domains.errors import ConnectionLost, DomainDied, DomainsError
 from domains.ipc.lockword import LockWord
 from domains.references.calls import Calls, RemoteObject, Served, Withdraw
 from domains.references.kind import Export, Kind
@@ -121,12 +121,18 @@ class SharedMutex(Mutex):
         if self._state is None or self._state != holder:
             super()._unlock(holder)  # raises, and poisons what nobody had locked
         self._calls.settle()
+        if type(self) is not SharedMutex:  # to settle brings news: nobody else knows it any more
+            Mutex._unlock(self, holder)
+            return
         self._state = None
         word.unlock()
         self.advance()
 
     def _poison(self, cause: BaseException) -> None:
         self._calls.settle()
+        if type(self) is not SharedMutex:
+            Mutex._poison(self, cause)
+            return
         word: LockWord = self._word
         word.mark_poisoned()
         super()._poison(cause)
@@ -150,6 +156,13 @@ class SharedMutex(Mutex):
         return True
 
     def _wait(self, waiter: Waiter[None], holder: Hashable) -> Callable[[Any], object]:
+        self._calls.settle()
+        if type(self) is not SharedMutex:
+            if not self.is_locked:  # whoever held it has let go of it meanwhile
+                self._state = holder
+                waiter.resume(None)
+                return lambda _: None
+            return Mutex._wait(self, waiter, holder)
         self._streak = 0
         assert self._waiters is not None
         self._waiters.join(waiter, holder)
@@ -172,9 +185,10 @@ class SharedMutex(Mutex):
             assert entry is not None
             waiter, holder = entry
             if isinstance(holder, _Turn):
+                self._ahead = holder
                 word.unlock()  # it stays closed to all others
-                if waiter.resume(None):
-                    self._ahead = holder
+                if not waiter.resume(None):
+                    self._ahead = None
             elif waiter.resume(None):
                 self._state = holder
             else:
@@ -196,7 +210,13 @@ class SharedMutex(Mutex):
         """A domain died, or knows it no more: it is neither ahead nor holds it."""
         if self._ahead is not None and self._ahead.sender == sender:
             self._ahead = None
+        self.look_after_death(error)
+
+    def look_after_death(self, error: DomainsError) -> None:
+        """Somebody who knew it may have died: see what that one has left behind in the word."""
         word: LockWord = self._word
+        if word.is_poisoned and not self.is_poisoned and isinstance(error, DomainDied | ConnectionLost):
+            self._poison(error)  # as it died, before it could say so and why
         holder = word.holder
         if holder is not None and not word.is_mine and word.try_lock(_WRITES, ahead=True):
             if word.abandoned is not None and holder.note & _WRITES:
@@ -362,6 +382,9 @@ class MutexKind(Kind):
 
     def domain_gone(self, export: Export, sender: int, error: DomainsError) -> None:
         export.target.domain_gone(sender, error)
+
+    def holder_gone(self, export: Export, error: DomainsError) -> None:
+        export.target.look_after_death(error)  # of one that had not even said yet that it knows the mutex
 
 
 def _lock(mutex: SharedMutex, served: Served, again: bool) -> Withdraw | None:

@@ -108,8 +108,8 @@ class References(Routes):
             if hold in self._holds:  # else it was discharged while the message waited for its way
                 self._holds[hold].to = to
 
-    def _undeliverable(self, message: Any, holds: Iterable[int]) -> None:
-        self.discharge(holds)
+    def _undeliverable(self, message: Any, holds: Iterable[int], error: DomainsError) -> None:
+        self.undelivered(holds, error)
         if isinstance(message, HoldReference):
             self._send_discharge(message.issuer, message.hold)
 

@@ -65,8 +65,8 @@ class Routes(ABC):
         """A message with these holds is on its way."""
 
     @abstractmethod
-    def _undeliverable(self, message: Any, holds: Iterable[int]) -> None:
-        """No way leads to where this message is to go."""
+    def _undeliverable(self, message: Any, holds: Iterable[int], error: DomainsError) -> None:
+        """No way leads to where this message is to go, because of this error."""
 
     @abstractmethod
     def _knows(self, home: int) -> bool:
@@ -135,7 +135,7 @@ class Routes(ABC):
             self._seek(message, buffers, holds)
             return
         if conversation is None or not conversation.link.is_open:
-            self._undeliverable(message, holds)
+            self._undeliverable(message, holds, self._why_unreachable(message.to))
             if not isinstance(message, HomeGone | ReleaseReference | DischargeHold):
                 self._answer_gone(message)
             return
@@ -259,9 +259,14 @@ class Routes(ABC):
             for other in others:
                 self._tell_gone(other, address, error)
 
+    def _why_unreachable(self, address: int) -> DomainsError:
+        error = self._unreachable.get(address)
+        if error is None:
+            return DomainDied("that an object had its home in", what="or cannot be reached any more")
+        return copy(error)  # each raises its own: a shared one would keep all their frames
+
     def _answer_gone(self, message: Any) -> None:
-        gone = DomainDied("that an object had its home in", what="or cannot be reached any more")
-        error = self._unreachable.get(message.to, gone)
+        error = self._why_unreachable(message.to)
         if message.sender == self.address:
             self._loop.call_soon(self._fail_references, message.to, error)
         else:
@@ -297,8 +302,7 @@ class Routes(ABC):
         """
         route = self._routes.get(home, self._parent)
         if route is None or not route.link.is_open:
-            gone = DomainDied("that an object had its home in", what="or cannot be reached any more")
-            raise copy(self._unreachable.get(home, gone))
+            raise self._why_unreachable(home)
         running = asyncio._get_running_loop()
         asyncio._set_running_loop(self._loop)  # in a plain job none is said to run
         was_pumping, self._is_pumping = self._is_pumping, True

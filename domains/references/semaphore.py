@@ -77,19 +77,18 @@ class _Permit:
         self._served = served
 
     def resume(self, value: None) -> bool:
-        if not self._served.is_waiting:
-            return False
-        _grant(self._served)
-        return True
+        return _grant(self._served)
 
     def throw(self, error: BaseException) -> bool:
         return self._served.throw(error)
 
 
-def _grant(served: Served) -> None:
+def _grant(served: Served) -> bool:
+    if not served.resume(None):
+        return False
     held = served.export.held
     held[served.sender] = held.get(served.sender, 0) + 1
-    served.resume(None)
+    return True
 
 
 def _acquire(semaphore: Semaphore, served: Served) -> Withdraw | None:

@@ -77,7 +77,7 @@ class SharedStream(Stream[T]):
         assert not self._promised
         assert not self._takers_elsewhere
         if self._answering is not None:
-            self._answering.cancel()  # they were answered before its turn came, or have died
+            self._answering.cancel()  # those that it was for have died
         del self._references, self._export, self._promised, self._recalled, self._unanswered, self._answering
         del self._takers_elsewhere, self._lent_to, self._served_last
         self._local_capacity = self.capacity
@@ -105,6 +105,11 @@ class SharedStream(Stream[T]):
             self._items.append(item)
             return True
         self._recall()
+        if type(self) is not SharedStream:  # to send waits in a plain job, and may bring news: that nobody knows it
+            return self.add_nonblocking(item)
+        if self._room > 0:
+            self._items.append(item)
+            return True
         return False
 
     def _wait_to_add(self, waiter: Waiter[None], item: T) -> Callable[[Any], object]:
@@ -265,18 +270,22 @@ class SharedStream(Stream[T]):
 
     def _recall(self) -> None:
         """Ask for all places back that nobody has asked for yet."""
-        for sender in self._export.held:
-            if sender not in self._recalled:
-                self._recalled.add(sender)
-                self._references.send(RecallPlaces(sender, self._references.address, self._export.number))
+        references, export, recalled = self._references, self._export, self._recalled
+        for sender in list(export.held):
+            if sender in export.held and sender not in recalled:
+                recalled.add(sender)
+                references.send(RecallPlaces(sender, references.address, export.number))
 
     def added(self, adder: Adder) -> None:
         """An add that had to wait is done; it is answered as soon as it is known what else there is room for."""
-        if not self._unanswered:
+        if self._answering is None:
             self._answering = self._references.call_soon(self._answer)
         self._unanswered.append(adder)
 
     def _answer(self) -> None:
+        assert self._answering is not None
+        self._answering.cancel()  # it may be early
+        self._answering = None
         adders, self._unanswered = self._unanswered, []
         for adder in adders:
             adder.answer(self.promise(adder.served.sender))
@@ -296,7 +305,8 @@ class Borrower:
     def resume(self, item: Any) -> bool:
         if not self._served.resume(item):
             return False
-        self._stream.served(self._served.sender)
+        if type(self._stream) is SharedStream:  # still
+            self._stream.served(self._served.sender)
         return True
 
     def throw(self, error: BaseException) -> bool:

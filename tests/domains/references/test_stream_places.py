@@ -187,20 +187,23 @@ def test_adds_that_a_mutex_puts_in_order_leave_in_that_order(link: str, capacity
     assert in_pool(main, link, 3) == list(range(1, 3 * rounds + 1))
 
 
-async def add_one(stream: Stream[int]) -> None:
-    await stream.add(0)
+async def add_from_fibers(stream: Stream[int], count: int) -> None:
+    async with Switch() as switch:
+        for number in range(count):
+            switch.fork(stream.add, number)
 
 
-def test_a_stream_that_is_let_go_of_as_soon_as_its_add_is_answered_is_a_plain_one(
-    link: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_stream_that_is_let_go_of_as_soon_as_its_adds_are_answered_is_a_plain_one(
+    link: str, caplog: pytest.LogCaptureFixture, count: int
 ) -> None:
     async def main(pool: Any) -> None:
         stream: Stream[int] = Stream(0)
         async with Switch() as switch:
-            adding = pool.submit_fork(switch, add_one, stream, weight=0.1)
-            while not stream._adders:
+            adding = pool.submit_fork(switch, add_from_fibers, stream, count, weight=0.1)
+            while len(stream._adders) < count:
                 await fiber.yield_now()
-            assert stream.take_nonblocking() == 0
+            assert [stream.take_nonblocking() for _ in range(count)] == list(range(count))
             references = moments.registry()
             (domain,) = references.exports[stream._export.number].holders  # type: ignore[attr-defined]
             while references.exports:
