@@ -181,8 +181,8 @@ class JobRunner:
     def pump(self) -> None:
         """Start what may start now; comes back by itself when the loop has had a turn."""
         self._pump_scheduled = False
-        if self._interruptions.is_busy:
-            self._schedule_pump()
+        if self._interruptions.is_busy or asyncio.current_task() is not None:
+            self._schedule_pump()  # this is heard in the midst of a plain job, or of a fiber's turn, which waits
             return
         self._link.hold()
         try:

@@ -330,3 +330,48 @@ def test_a_broadcast_by_a_thread_while_a_wait_is_withdrawn_ends_no_domain(link: 
             return await waiting == domain.pid
 
     assert domains.run(main, link=link)
+
+
+# A job that arrives while a fiber waits without an `await`
+
+
+async def ask_and_tell(stream: Stream[int], go: str) -> None:
+    await turns()
+    told.clear()
+    with open(go, "w"):  # noqa: ASYNC230
+        pass
+    len(stream)
+    told.append("the fiber's turn is over")
+
+
+told: list[str] = []
+
+
+def tell_of_job() -> list[str]:
+    told.append("the job")
+    return told
+
+
+def test_no_job_runs_in_the_midst_of_a_fibers_turn(link: str, tmp_path: Path) -> None:
+    go = str(tmp_path / "go")
+    os.mkfifo(go)
+
+    async def main(env: domains.Environment) -> list[str]:
+        async with (
+            env.domain_mgr.spawn() as home,
+            ExecutorPool(env.domain_mgr, domain_count=1) as pool,
+            Switch() as switch,
+        ):
+            stream = await home.call(make_stream)
+            asking = pool.submit_fork(switch, ask_and_tell, stream, go, weight=0.1)
+            await turns()
+            os.kill(home.pid, signal.SIGSTOP)
+            with open(go):  # noqa: ASYNC230
+                pass  # the fiber is about to ask
+            job = pool.submit_fork(switch, tell_of_job, weight=0.1)
+            await turns()
+            os.kill(home.pid, signal.SIGCONT)  # the job is on its way before the answer
+            await asking
+            return await job
+
+    assert domains.run(main, link=link) == ["the fiber's turn is over", "the job"]
