@@ -31,9 +31,7 @@ __all__ = ["LockHolder", "LockWord"]
 
 _WORDS = 1 << 10
 _WORD_BYTES = 64  # a cache line, so that busy neighbours do not disturb each other
-_HOLDER, _NOTE, _WAITING = range(3)
-_POISONED = 2
-"""In the field that says whether somebody waits: closed for good."""
+_HOLDER, _NOTE, _WAITING, _POISONED = range(4)  # each but the last is written by one process at a time
 
 _FIELDS = _WORD_BYTES // 8
 
@@ -102,8 +100,7 @@ class LockWord:
         same to whoever comes next, until `recover` or `unlock`.
         """
         page, start = self._page, self._start
-        closed = page.fields[start + _WAITING]
-        if closed and (closed == _POISONED or not ahead):
+        if page.fields[start + _WAITING] and not ahead:
             return False
         if self.is_mine or page.held.setdefault(self._index, self) is not self:
             return False
@@ -112,7 +109,7 @@ class LockWord:
         except OSError:
             del page.held[self._index]
             return False
-        if page.fields[start + _WAITING] == _POISONED:
+        if page.fields[start + _POISONED]:
             fcntl.lockf(page.segment.descriptor, fcntl.LOCK_UN, 1, self._index)
             del page.held[self._index]
             return False
@@ -147,17 +144,16 @@ class LockWord:
         return bool(page.fields[self._start + _WAITING])
 
     def mark_waiting(self) -> None:
-        """Said by the home, before it tries the lock for the first who waits. What is poisoned stays that."""
-        if not self.is_poisoned:
-            self._page.fields[self._start + _WAITING] = 1
+        """Said by the home, before it tries the lock for the first who waits."""
+        self._page.fields[self._start + _WAITING] = 1
 
     def mark_poisoned(self) -> None:
         """Said by the holder, or by the home: nobody gets it any more, however it asks."""
-        self._page.fields[self._start + _WAITING] = _POISONED
+        self._page.fields[self._start + _POISONED] = 1
 
     @property
     def is_poisoned(self) -> bool:
-        return self._page.fields[self._start + _WAITING] == _POISONED
+        return bool(self._page.fields[self._start + _POISONED])
 
     def clear_waiting(self) -> None:
         """Said by the home: nobody waits any more."""
@@ -179,8 +175,17 @@ class LockWord:
         return LockHolder(process, self._page.fields[self._start + _NOTE]) if process else None
 
     def close(self) -> None:
-        """Let go of it; it must not be held here. After its home has, the word may become another lock's."""
+        """Let go of it; it must not be held here. After its home has, the word may become another lock's.
+
+        Unless some process, which nobody can ask any more, has never unlocked it.
+        """
         assert not self.is_mine, "a lock that is held is not let go of"
         if self._is_home:
             self._is_home = False
+            descriptor = self._page.segment.descriptor
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._index)
+            except OSError:
+                return
+            fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, self._index)
             self._page.free.append(self._index)

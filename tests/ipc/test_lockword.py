@@ -311,3 +311,41 @@ def test_no_update_is_lost_and_no_lock_stuck_whoever_is_killed_wherever(word, ki
         assert numbers[0] == sum(numbers[2:]) > 0
     numbers.release()
     shared.close()
+
+
+def test_what_is_poisoned_stays_that_whoever_waits_or_has_waited():
+    word = LockWord.create()
+    word.mark_waiting()
+    word.mark_poisoned()
+    word.mark_waiting()  # by a home that has not seen it
+    assert not word.try_lock(ahead=True)
+    word.clear_waiting()
+    assert word.is_poisoned
+    assert not word.try_lock()
+    word.close()
+
+
+def test_a_word_that_another_process_holds_for_ever_becomes_nobody_elses():
+    word = LockWord.create()
+    descriptor = word.descriptor
+    locked, let_lock = os.pipe()
+    pid = os.fork()
+    if not pid:
+        mine = LockWord.attach(descriptor)
+        os.write(let_lock, b"1" if mine.try_lock() else b"0")
+        signal.pause()
+        os._exit(0)
+    try:
+        assert os.read(locked, 1) == b"1"
+        word.close()
+        others = [LockWord.create() for _ in range(3)]
+        assert descriptor not in [other.descriptor for other in others]
+        for other in others:
+            assert other.try_lock()
+            other.unlock()
+            other.close()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(locked)
+        os.close(let_lock)
