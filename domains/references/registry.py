@@ -18,7 +18,7 @@ from copy import copy
 from typing import Any
 
 from domains.conversation import Buffers, Conversation
-from domains.errors import Cancelled, DomainsError
+from domains.errors import Cancelled, ConnectionLost, DomainsError
 from domains.identity import current
 from domains.ipc.pickling import Memory
 from domains.ipc.segments import random_number
@@ -186,7 +186,8 @@ class References(Routes):
             del self._imports[home, number]
             if not self._is_ending():
                 self.send(ReleaseReference(home, self.address, number))
-            if home in self._unreachable and not self._knows(home):
+            unreachable = self._unreachable.get(home)
+            if unreachable is not None and not isinstance(unreachable, ConnectionLost) and not self._knows(home):
                 del self._unreachable[home]
 
     def _knows(self, home: int) -> bool:

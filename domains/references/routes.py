@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from copy import copy
@@ -46,6 +47,8 @@ class Routes(ABC):
         self._parent: Conversation | None = None
         self._parent_address: int | None = None
         self._seeking: dict[int, list[tuple[Any, Any, Iterable[int]]]] = {}  # what waits for a direct link
+        self._verdicts: dict[int, tuple[float, ConnectionLost]] = {}
+        """Whose direct link has ended, by a fault as it seems, and when that is taken for certain."""
         self._unreachable: dict[int, DomainsError] = {}  # why, for as long as there are references to objects there
         self._ending: dict[Conversation, DomainsError] = {}  # direct links whose peer has died
         self._introductions: Introductions | None = None
@@ -218,9 +221,11 @@ class Routes(ABC):
             else:
                 self._seeking.setdefault(address, [])
                 lost = reason or ConnectionLost(f"{conversation.peer} has said goodbye")
+                self._verdicts[address] = time.monotonic() + _VERDICT_SECONDS, lost
                 self._loop.call_later(_VERDICT_SECONDS, self._lost, address, lost)
 
     def _lost(self, address: int, error: ConnectionLost) -> None:
+        self._verdicts.pop(address, None)
         if address not in self._unreachable:
             self._gone(address, error)
 
@@ -230,7 +235,7 @@ class Routes(ABC):
         if self._meetings is not None:
             self._meetings.give_up(address)
         seeking = self._seeking.pop(address, ())
-        if seeking or self._knows(address):
+        if seeking or self._knows(address) or isinstance(error, ConnectionLost):  # that one lives, and is met once only
             self._unreachable[address] = error
         for waiting in seeking:
             self.send(*waiting)
@@ -307,6 +312,9 @@ class Routes(ABC):
         asyncio._set_running_loop(self._loop)  # in a plain job none is said to run
         was_pumping, self._is_pumping = self._is_pumping, True
         try:
+            for address, (deadline, error) in list(self._verdicts.items()):
+                if time.monotonic() >= deadline:  # the loop's timer cannot come as long as somebody waits here
+                    self._lost(address, error)
             wait_for([conversation.link for conversation in self._conversations])
         finally:
             self._is_pumping = was_pumping

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 
 import domains
-from domains import Condition, DomainDied, Promise, Resolver, Stream, Switch
+from domains import Condition, ConnectionLost, DomainDied, Promise, Resolver, Stream, Switch, fiber, timeout
+from domains.ipc.zeromq import ZeroMQLink
 from domains.protocol import Bound, Meet
+from domains.references import routes
 from domains.references.meetings import Meetings
 
+from . import moments
 from .remote import in_pool, turns
 
 
@@ -233,3 +237,69 @@ def test_a_domain_that_ends_meets_nobody_any_more() -> None:
         return told.heard
 
     assert domains.run(main) == [Bound(1, 2, False)]
+
+
+kept: dict[str, Any] = {}
+
+
+async def make_filled_stream() -> Stream[int]:
+    stream: Stream[int] = Stream(100)
+    stream.add_nonblocking(1)
+    kept["mine"] = stream
+    return stream
+
+
+async def meet_and_cut(stream: Stream[int]) -> None:
+    """Uses a stream of a sibling, and has the direct link to it end by a fault."""
+    assert await stream.take() == 1
+    references = moments.registry()
+    link = references.link_to(stream.home)  # type: ignore[attr-defined]
+    assert isinstance(link, ZeroMQLink)
+    routes._VERDICT_SECONDS = 0.05
+    link.abort(ConnectionLost("a fault"))
+    while stream.home in references._routes:  # type: ignore[attr-defined]
+        await fiber.yield_now()
+    kept["theirs"] = stream
+
+
+async def ask() -> str:
+    return outcome_of_asking()
+
+
+def outcome_of_asking() -> str:
+    try:
+        return str(len(kept["theirs"]))
+    except ConnectionLost:
+        return "lost"
+
+
+async def drop_and_wait() -> None:
+    references = moments.registry()
+    home = kept.pop("theirs").home
+    gc.collect()
+    while home not in references._unreachable:
+        await fiber.yield_now()
+    await turns()
+
+
+async def ask_again(stream: Stream[int]) -> str:
+    with timeout(20):
+        try:
+            await stream.take()
+        except ConnectionLost:
+            return "lost"
+    return "heard"
+
+
+@pytest.mark.parametrize("how", ["fiber", "plain", "again"])
+def test_whoever_uses_what_is_behind_a_direct_link_that_was_cut_is_told(link: str, how: str) -> None:
+    async def main(env: domains.Environment) -> str:
+        async with env.domain_mgr.spawn() as home, env.domain_mgr.spawn() as user:
+            stream = await home.call(make_filled_stream)
+            await user.call(meet_and_cut, stream)
+            if how != "again":
+                return await user.call(ask if how == "fiber" else outcome_of_asking)
+            await user.call(drop_and_wait)
+            return await user.call(ask_again, stream)
+
+    assert domains.run(main, link=link) == "lost"
