@@ -186,6 +186,8 @@ class Calls:
         self._pending: dict[int, Call] = {}
         self._posted: set[int] = set()
         self.served: dict[tuple[int, int], Served] = {}
+        self._answering: list[Served] = []
+        """Those whose answers wait for what was posted elsewhere: one within the other, and rarely any."""
 
     def converse(self, conversation: Conversation) -> None:
         handle = functools.partial(self._references.handle, conversation)
@@ -304,11 +306,14 @@ class Calls:
             served.withdraw = withdraw
 
     def answer(self, served: Served, result: Result[Any]) -> bool:
-        if not served.is_waiting:
-            return False
-        self.settle(served.sender)
         if not served.accept():
-            return False  # meanwhile it was withdrawn, or its domain has died
+            return False
+        if self._posted:
+            self._answering.append(served)
+            self.settle(served.sender)
+            if served not in self._answering:
+                return False  # its domain has died meanwhile
+            self._answering.remove(served)
         self.send_answer(served.sender, served.call, result)
         return True
 
@@ -390,6 +395,7 @@ class Calls:
 
     def caller_gone(self, sender: int) -> None:
         """A domain has died: nobody waits for what it has called."""
+        self._answering = [served for served in self._answering if served.sender != sender]
         for key, served in list(self.served.items()):
             if key[0] == sender:
                 served.accept()

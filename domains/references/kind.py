@@ -72,6 +72,9 @@ class Kind:
     def holder_gone(self, export: Export, error: DomainsError) -> None:
         """A domain that held a reference to this object has died, and no other has one."""
 
+    def undelivered(self, export: Export, error: DomainsError) -> None:
+        """A domain has died that had not said yet that it knows this object: perhaps it did, and used it."""
+
     def domain_gone(self, export: Export, sender: int, error: DomainsError) -> None:
         """A domain knows this object no more, because it has died or let go: what it held comes back."""
 

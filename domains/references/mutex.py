@@ -157,12 +157,15 @@ class SharedMutex(Mutex):
 
     def _wait(self, waiter: Waiter[None], holder: Hashable) -> Callable[[Any], object]:
         self._calls.settle()
+        if self.is_poisoned:
+            waiter.throw(self._poisoned())
+            return lambda _: None
         if type(self) is not SharedMutex:
-            if not self.is_locked:  # whoever held it has let go of it meanwhile
-                self._state = holder
-                waiter.resume(None)
-                return lambda _: None
-            return Mutex._wait(self, waiter, holder)
+            if self.is_locked:
+                return Mutex._wait(self, waiter, holder)
+            self._state = holder  # whoever held it has let go of it meanwhile
+            waiter.resume(None)
+            return lambda _: None
         self._streak = 0
         assert self._waiters is not None
         self._waiters.join(waiter, holder)
@@ -187,7 +190,7 @@ class SharedMutex(Mutex):
             if isinstance(holder, _Turn):
                 self._ahead = holder
                 word.unlock()  # it stays closed to all others
-                if not waiter.resume(None):
+                if not waiter.resume(None) and self._ahead is holder:
                     self._ahead = None
             elif waiter.resume(None):
                 self._state = holder
@@ -217,6 +220,7 @@ class SharedMutex(Mutex):
         word: LockWord = self._word
         if word.is_poisoned and not self.is_poisoned and isinstance(error, DomainDied | ConnectionLost):
             self._poison(error)  # as it died, before it could say so and why
+            return
         holder = word.holder
         if holder is not None and not word.is_mine and word.try_lock(_WRITES, ahead=True):
             if word.abandoned is not None and holder.note & _WRITES:
@@ -383,8 +387,8 @@ class MutexKind(Kind):
     def domain_gone(self, export: Export, sender: int, error: DomainsError) -> None:
         export.target.domain_gone(sender, error)
 
-    def holder_gone(self, export: Export, error: DomainsError) -> None:
-        export.target.look_after_death(error)  # of one that had not even said yet that it knows the mutex
+    def undelivered(self, export: Export, error: DomainsError) -> None:
+        export.target.look_after_death(error)
 
 
 def _lock(mutex: SharedMutex, served: Served, again: bool) -> Withdraw | None:

@@ -125,6 +125,7 @@ class References(Routes):
             if found is not None and found.export is not None:
                 export = found.export
                 export.holds -= 1
+                self.kinds[export.kind].undelivered(export, error)
                 if not export.holders and not export.holds:
                     self.kinds[export.kind].holder_gone(export, error)
                 self._drop_if_unused(export)

@@ -225,13 +225,13 @@ class Routes(ABC):
                 self._loop.call_later(_VERDICT_SECONDS, self._lost, address, lost)
 
     def _lost(self, address: int, error: ConnectionLost) -> None:
-        self._verdicts.pop(address, None)
-        if address not in self._unreachable:
+        if address in self._verdicts:
             self._gone(address, error)
 
     def _gone(self, address: int, error: DomainsError) -> None:
         """Nothing comes from that address any more, nor goes there."""
         self._routes.pop(address, None)
+        self._verdicts.pop(address, None)
         if self._meetings is not None:
             self._meetings.give_up(address)
         seeking = self._seeking.pop(address, ())

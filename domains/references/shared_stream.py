@@ -105,11 +105,8 @@ class SharedStream(Stream[T]):
             self._items.append(item)
             return True
         self._recall()
-        if type(self) is not SharedStream:  # to send waits in a plain job, and may bring news: that nobody knows it
-            return self.add_nonblocking(item)
-        if self._room > 0:
-            self._items.append(item)
-            return True
+        if type(self) is not SharedStream or self._room > 0 or self._takers:
+            return self.add_nonblocking(item)  # to send waits in a plain job, and brings news
         return False
 
     def _wait_to_add(self, waiter: Waiter[None], item: T) -> Callable[[Any], object]:
