@@ -73,11 +73,10 @@ class Conversation:
                 used += count
             try:
                 handler(message, own)
-            except Exception as error:
-                self._refuse(message, f"{type(error).__name__}: {error}", error)
-                return
             except BaseException as error:
                 self._refuse(message, f"{type(error).__name__}: {error}", error)
+                if isinstance(error, Exception):
+                    return
                 raise
         for callback in self._after_frame:
             callback()

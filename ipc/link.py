@@ -313,6 +313,10 @@ class Link(ABC):
         else:
             self.abort(None)
 
+    def _failed(self, error: Exception) -> None:
+        """The transport does not work any more."""
+        self._broken(f"the link to {self.name} is broken: {error}", error)
+
     def _broken(self, why: str, cause: BaseException | None = None) -> None:
         """The peer is gone, or not to be trusted."""
         lost = ConnectionLost(why)

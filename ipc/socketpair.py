@@ -72,7 +72,7 @@ class SocketPairLink(Link):
             except (BlockingIOError, InterruptedError):
                 count = -1
             except OSError as error:
-                self._broken(f"the link to {self.name} is broken: {error}", error)
+                self._failed(error)
                 return
             try:  # whatever came: where a receiver raised, the frames behind that one are still here
                 while (frame := reader.take()) is not None:
@@ -101,7 +101,7 @@ class SocketPairLink(Link):
             except ConnectionError:
                 return  # the peer is gone, and the reader is about to say so
             except OSError as error:
-                self._broken(f"the link to {self.name} is broken: {error}", error)
+                self._failed(error)
                 return
             if sent == len(data):
                 return
@@ -139,7 +139,7 @@ class SocketPairLink(Link):
                 self.pending_bytes = 0
                 return
             except OSError as error:
-                self._broken(f"the link to {self.name} is broken: {error}", error)
+                self._failed(error)
                 return
             self.pending_bytes -= sent
             while sent:

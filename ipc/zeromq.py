@@ -240,7 +240,7 @@ class ZeroMQLink(Link):
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
-            self._broken(f"the link to {self.name} is broken: {error}", error)
+            self._failed(error)
         return True
 
     def _work_soon(self) -> None:
@@ -275,7 +275,7 @@ class ZeroMQLink(Link):
         except zmq.Again:
             return
         except zmq.ZMQError as error:
-            self._broken(f"the link to {self.name} is broken: {error}", error)
+            self._failed(error)
         except FrameCorrupt as error:
             self._broken(f"what {self.name} sent cannot be read: {error}", error)
         except MemoryError as error:

@@ -120,8 +120,7 @@ class SharedMutex(Mutex):
             raise RuntimeError(f"{self!r} can be unlocked only by its holder")
         if self._state is None or self._state != holder:
             super()._unlock(holder)  # raises, and poisons what nobody had locked
-        self._calls.settle()
-        if type(self) is not SharedMutex:  # to settle brings news: nobody else knows it any more
+        if not self._settle():
             Mutex._unlock(self, holder)
             return
         self._state = None
@@ -129,8 +128,7 @@ class SharedMutex(Mutex):
         self.advance()
 
     def _poison(self, cause: BaseException) -> None:
-        self._calls.settle()
-        if type(self) is not SharedMutex:
+        if not self._settle():
             Mutex._poison(self, cause)
             return
         word: LockWord = self._word
@@ -139,6 +137,11 @@ class SharedMutex(Mutex):
         self._waiters = WaitQueue()
         if word.is_mine:
             word.unlock()
+
+    def _settle(self) -> bool:
+        """Before others may learn of an operation; brings news. False if nobody else knows it any more: it is plain."""
+        self._calls.settle()
+        return type(self) is SharedMutex
 
     # The order in which it is handed over
 
@@ -156,11 +159,11 @@ class SharedMutex(Mutex):
         return True
 
     def _wait(self, waiter: Waiter[None], holder: Hashable) -> Callable[[Any], object]:
-        self._calls.settle()
+        is_shared = self._settle()
         if self.is_poisoned:
             waiter.throw(self._poisoned())
             return lambda _: None
-        if type(self) is not SharedMutex:
+        if not is_shared:
             if self.is_locked:
                 return Mutex._wait(self, waiter, holder)
             self._state = holder  # whoever held it has let go of it meanwhile

@@ -222,11 +222,11 @@ class Routes(ABC):
                 self._seeking.setdefault(address, [])
                 lost = reason or ConnectionLost(f"{conversation.peer} has said goodbye")
                 self._verdicts[address] = time.monotonic() + _VERDICT_SECONDS, lost
-                self._loop.call_later(_VERDICT_SECONDS, self._lost, address, lost)
+                self._loop.call_later(_VERDICT_SECONDS, self._lost, address)
 
-    def _lost(self, address: int, error: ConnectionLost) -> None:
+    def _lost(self, address: int) -> None:
         if address in self._verdicts:
-            self._gone(address, error)
+            self._gone(address, self._verdicts[address][1])
 
     def _gone(self, address: int, error: DomainsError) -> None:
         """Nothing comes from that address any more, nor goes there."""
@@ -312,9 +312,9 @@ class Routes(ABC):
         asyncio._set_running_loop(self._loop)  # in a plain job none is said to run
         was_pumping, self._is_pumping = self._is_pumping, True
         try:
-            for address, (deadline, error) in list(self._verdicts.items()):
+            for address, (deadline, _) in list(self._verdicts.items()):
                 if time.monotonic() >= deadline:  # the loop's timer cannot come as long as somebody waits here
-                    self._lost(address, error)
+                    self._lost(address)
             wait_for([conversation.link for conversation in self._conversations])
         finally:
             self._is_pumping = was_pumping

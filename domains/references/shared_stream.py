@@ -52,6 +52,7 @@ class SharedStream(Stream[T]):
     _recalled: set[int]
     _unanswered: list[Adder]
     _answering: asyncio.Handle | None
+    """The turn in which they are answered at the latest: pending as long as there are any."""
     _takers_elsewhere: dict[int, Taker]
     _lent_to: Taker | None
     _served_last: int | None
