@@ -16,7 +16,7 @@ from domains.scheduler.context import check
 from domains.scheduler.suspend import Suspension, suspend
 from domains.scheduler.waiters import Waiter, WaitQueue
 
-__all__ = ["Promise", "Raised", "Resolver", "Result", "Returned"]
+__all__ = ["Promise", "Raised", "Resolver", "Result", "Returned", "raised"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -64,7 +64,8 @@ class Raised:
 Result = Returned[T] | Raised
 
 
-def _raised(error: BaseException) -> Raised:
+def raised(error: BaseException) -> Raised:
+    """The outcome of a promise that fails with this now. Raises TypeError for what is no exception."""
     if not isinstance(error, BaseException):
         raise TypeError(f"a promise fails with an exception, not with {error!r}")
     return Raised(error, error.__traceback__)
@@ -105,7 +106,7 @@ class Promise(Generic[T]):
     def failed(cls, error: BaseException) -> Promise[T]:
         """A promise that has failed."""
         promise: Promise[T] = cls()
-        promise._settle(_raised(error))
+        promise._settle(raised(error))
         return promise
 
     def peek(self) -> Result[T] | None:
@@ -207,7 +208,7 @@ class Resolver(Generic[T]):
 
     def fail(self, error: BaseException) -> None:
         """Let the promise fail. Raises AlreadyResolved if it has an outcome."""
-        if not self.promise._settle(_raised(error)):
+        if not self.promise._settle(raised(error)):
             raise self._already()
 
     def try_resolve(self, value: T) -> bool:
@@ -216,7 +217,7 @@ class Resolver(Generic[T]):
 
     def try_fail(self, error: BaseException) -> bool:
         """Let the promise fail unless it has an outcome; tells whether it did."""
-        return self.promise._settle(_raised(error))
+        return self.promise._settle(raised(error))
 
     def _already(self) -> AlreadyResolved:
         return AlreadyResolved(

@@ -3,6 +3,9 @@
 A promise is watched from the first time that somebody asks about it. A resolver that was handed to another domain
 resolves the promise by a message. Which of several domains was first is decided at home, so `try_resolve` over there
 says True unless it is known that the promise has its outcome; a `resolve` that came too late is logged at home.
+
+Values are pickled on the loop's thread alone, to which the pickling belongs. So one that cannot travel is refused where
+that thread resolves, and fails the promise where another thread did, or where it was resolved before anybody watched.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from domains.ipc.pickling import Payload
 from domains.protocol import PromiseResolved, ResolvePromise, WatchPromise
 from domains.references.kind import Export, Kind
 from domains.references.registry import References
-from domains.scheduler.promise import Promise, Raised, Resolver, Result, Returned
+from domains.scheduler.promise import Promise, Raised, Resolver, Result, Returned, raised
 
 T = TypeVar("T")
 
@@ -88,28 +91,34 @@ class ResolverReference(Resolver[T]):
             raise self._already()
 
     def try_resolve(self, value: T) -> bool:
-        return self._send(Returned(value), self._pack(value))
+        return self._settle(Returned(value))
 
     def try_fail(self, error: BaseException) -> bool:
-        return self._send(Raised(error, error.__traceback__), self._pack_failure(error))
+        return self._settle(raised(error))
 
-    def _pack(self, value: T) -> Payload:
-        return self._references.pickling.pack(value, "the value of promise %r", self.promise.label)
-
-    def _pack_failure(self, error: BaseException) -> Payload:
-        where = f"promise {self.promise.label!r} in domain {current().name!r}"
-        return pack_failure(error, self._references.pickling, where)
-
-    def _send(self, result: Result[T], payload: Payload) -> bool:
+    def _settle(self, result: Result[T]) -> bool:
         references = self._references
+        if not references.is_own_thread:
+            if not self.promise._settle(result):
+                return False
+            references.call_on_own_thread(self._send_or_fail, result)
+            return True
+        payload = _pack(references, result, self.promise)
         references.calls.settle(self.home)
         if not self.promise._settle(result):
             references.discharge(payload.holds)
             return False
+        self._send(result, payload)
+        return True
+
+    def _send_or_fail(self, result: Result[T]) -> None:
+        self._send(*_pack_or_fail(self._references, result, self.promise))
+
+    def _send(self, result: Result[T], payload: Payload) -> None:
+        references = self._references
         failed = isinstance(result, Raised)
         message = ResolvePromise(self.home, references.address, self.number, failed, payload.data, len(payload.buffers))
         references.send(message, payload.buffers, payload.holds)
-        return True
 
     def home_gone(self, error: DomainsError) -> None:
         """Nobody is left to hear of it."""
@@ -171,27 +180,45 @@ class _Watcher:
         self.withdraw: Callable[[Any], object] = self._promise.when_resolved(self)
 
     def resume(self, _: None) -> bool:
+        if self._references.is_own_thread:
+            self._tell()
+        else:
+            self._references.call_on_own_thread(self._tell)
+        return True
+
+    def _tell(self) -> None:
         references = self._references
         references.calls.settle(self._to)
-        self._export.held.pop(self._to, None)
+        if self._export.held.pop(self._to, None) is None:
+            return  # its domain has died meanwhile
         result = self._promise.peek()
         assert result is not None
+        result, payload = _pack_or_fail(references, result, self._promise)
         failed = isinstance(result, Raised)
-        if isinstance(result, Returned):
-            try:
-                payload = references.pickling.pack(result.value, "the value of %r", self._promise)
-            except NotPicklable as error:
-                failed, result = True, Raised(error, None)
-        if isinstance(result, Raised):
-            payload = pack_failure(result.error, references.pickling, f"domain {current().name!r}")
         message = PromiseResolved(
             self._to, references.address, self._export.number, failed, payload.data, len(payload.buffers)
         )
         references.send(message, payload.buffers, payload.holds)
-        return True
 
     def throw(self, error: BaseException) -> bool:
         raise AssertionError("a promise only resumes those who wait for it")
+
+
+def _pack(references: References, result: Result[Any], promise: Promise[Any]) -> Payload:
+    """A promise's outcome as it travels. Raises NotPicklable if its value cannot."""
+    if isinstance(result, Returned):
+        return references.pickling.pack(result.value, "the value of %r", promise)
+    of_promise = "" if promise.label is None else f"promise {promise.label!r} in "
+    return pack_failure(result.error, references.pickling, f"{of_promise}domain {current().name!r}")
+
+
+def _pack_or_fail(references: References, result: Result[Any], promise: Promise[Any]) -> tuple[Result[Any], Payload]:
+    """As `_pack`, where nobody is left to be told: a value that cannot travel is a failure."""
+    try:
+        return result, _pack(references, result, promise)
+    except NotPicklable as error:
+        failure = Raised(error, None)
+        return failure, _pack(references, failure, promise)
 
 
 def _watch(references: References, message: WatchPromise, _: Buffers) -> None:

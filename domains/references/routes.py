@@ -130,8 +130,8 @@ class Routes(ABC):
 
     def send(self, message: Any, buffers: Any = (), holds: Iterable[int] = ()) -> None:
         """Send a message on its way to `message.to`. May be called from any thread, and in a plain job."""
-        if threading.get_ident() != self._thread:
-            self._loop.call_soon_threadsafe(self.send, message, buffers, holds)
+        if not self.is_own_thread:
+            self.call_on_own_thread(self.send, message, buffers, holds)
             return
         conversation = self._routes.get(message.to)
         if conversation is None and self._meetings is not None and message.to not in self._unreachable:
@@ -147,6 +147,15 @@ class Routes(ABC):
         conversation.send(message, buffers)
         if asyncio._get_running_loop() is None:
             conversation.link.flush()  # a plain job keeps the loop from its turn, and others should not wait for that
+
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether this is the loop's thread, the only one that may pickle and that hears of others."""
+        return threading.get_ident() == self._thread
+
+    def call_on_own_thread(self, f: Callable[..., object], *args: object) -> None:
+        """Have the loop's thread call this, behind what it was told to call before. May be called from any thread."""
+        self._loop.call_soon_threadsafe(f, *args)
 
     def link_to(self, address: int) -> Link | None:
         """The link by which messages for that address leave, if it is known."""
@@ -323,7 +332,7 @@ class Routes(ABC):
     @property
     def may_wait(self) -> bool:
         """Whether `pump` may be called here: in a fiber or a plain job, but not where messages are handled."""
-        if self._is_pumping or threading.get_ident() != self._thread:
+        if self._is_pumping or not self.is_own_thread:
             return False
         loop = asyncio._get_running_loop()
         return loop is None or asyncio.current_task(loop) is not None

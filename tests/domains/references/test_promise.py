@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import operator
 import os
 import signal
+import threading
 from typing import Any
 
 import pytest
@@ -320,8 +322,6 @@ def test_an_unresolved_promise_stays_usable_when_a_domain_that_waits_dies(link):
 
 def test_a_value_that_cannot_travel_is_refused_where_it_is_resolved(link):
     def resolve_badly(resolver):
-        import threading
-
         try:
             resolver.resolve(threading.Lock())
         except domains.NotPicklable as error:
@@ -373,6 +373,81 @@ def test_a_thread_in_another_domain_may_resolve(link):
         return await promise
 
     assert in_pool(main, link) == "from a thread"
+
+
+class PickledBy:
+    """Arrives as whether the thread that made it has pickled it."""
+
+    def __init__(self) -> None:
+        self.maker = threading.get_ident()
+
+    def __reduce__(self):
+        return operator.eq, (self.maker, threading.get_ident())
+
+
+async def resolve_from_a_thread(resolver: Resolver[Any], make: Any) -> None:
+    await domains.run_in_thread(resolver.resolve, make())
+
+
+async def resolved_there_from_a_thread(pool, make):
+    promise, resolver = Promise.create("threaded")
+    await pool.submit(resolve_from_a_thread, resolver, make, weight=0.1)
+    return await promise
+
+
+async def resolved_here_from_a_thread(pool, make):
+    async def begin_to_get(begun, promise):
+        begun.resolve(None)
+        return await promise
+
+    promise, resolver = Promise.create("threaded")
+    begun, begin = Promise.create()
+    async with Switch() as sw:
+        waiting = pool.submit_fork(sw, begin_to_get, begin, promise, weight=0.1)
+        await begun
+        await pool.submit(os.getpid, weight=0.0)  # what the other job has said before has come with that
+        await resolve_from_a_thread(resolver, make)
+        return await waiting
+
+
+from_a_thread = pytest.mark.parametrize("resolved", [resolved_here_from_a_thread, resolved_there_from_a_thread])
+
+
+@from_a_thread
+def test_what_a_thread_resolves_is_pickled_by_the_loops_thread(link, resolved):
+    """What is on its way is counted there: two threads that pickle at once would count each other's."""
+
+    async def main(pool):
+        return await resolved(pool, PickledBy)
+
+    assert in_pool(main, link) is True
+
+
+@from_a_thread
+def test_a_value_from_a_thread_that_cannot_travel_fails_the_promise(link, resolved):
+    async def main(pool):
+        with pytest.raises(domains.NotPicklable) as caught:
+            await resolved(pool, threading.Lock)
+        return str(caught.value)
+
+    text = in_pool(main, link)
+    assert "threaded" in text
+    assert "lock" in text
+
+
+def test_a_resolver_elsewhere_fails_with_exceptions_only(link):
+    def fail_with_text(resolver):
+        try:
+            resolver.fail("text")
+        except TypeError as error:
+            resolver.resolve(str(error))
+
+    async def main(pool):
+        promise, resolver = Promise.create()
+        await pool.submit(fail_with_text, resolver, weight=1.0)
+        return await promise
+
+    assert in_pool(main, link) == "a promise fails with an exception, not with 'text'"
 
 
 def test_ten_thousand_promises_that_pass_leave_nothing(link):
