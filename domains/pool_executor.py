@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_LONGEST_SLEEP_SECONDS = 0.2
+
 _numbers = itertools.count()
 _running: set[_PoolThread] = set()
 _interpreter_exits = False
@@ -77,8 +79,11 @@ class _PoolThread:
         self._inbox.cancel_all()
 
     def join(self) -> None:
-        with self._runs:  # an interrupted `Thread.join` takes the thread for one that has ended, before Python 3.13
-            pass
+        # An interrupted `Thread.join` takes the thread for one that has ended, before Python 3.13. And a signal that
+        # comes just before this thread falls asleep, or that another one takes, is heard only when it wakes.
+        while self in _running:
+            if self._runs.acquire(timeout=_LONGEST_SLEEP_SECONDS):
+                self._runs.release()
         self._thread.join()
 
     def is_current(self) -> bool:

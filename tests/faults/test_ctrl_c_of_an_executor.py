@@ -97,6 +97,20 @@ def test_ctrl_c_as_python_waits_for_jobs_at_its_exit_cancels_them(tmp_path):
         program.check_nothing_is_left()
 
 
+def test_ctrl_c_that_comes_just_before_the_main_thread_sleeps_is_heard(tmp_path):
+    source = """
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # that thread takes it, and the main one sleeps on
+    executor.submit(work)
+    """
+    with Program(WATCH + source, tmp_path, "auto") as program:
+        assert {program.hear(), program.hear()} == {"works", "waits"}
+        program.interrupt_group()
+        assert program.hear_rest() == ['"cancelled"']
+        assert program.wait() in INTERRUPTED
+        program.check_nothing_is_left()
+
+
 @pytest.mark.parametrize("how", ["executor.submit(never_end)", "executor.submit(never_end).result()"])
 def test_a_second_ctrl_c_ends_a_program_whose_jobs_do_not_end(tmp_path, how):
     source = f"""
