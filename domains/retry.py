@@ -4,6 +4,9 @@ from __future__ import annotations
 
 _LONGEST_SECONDS = 30.0
 
+_MOST_DOUBLINGS = 1000
+"""A float has no room for many more."""
+
 RetryOn = type[BaseException] | tuple[type[BaseException], ...]
 
 
@@ -28,6 +31,6 @@ class Retry:
         import random  # slow to import, and most jobs never fail
 
         self.left -= 1
-        delay = self.backoff * 2.0 ** (self.attempt - 1) * random.uniform(0.5, 1.5)
+        delay = self.backoff * 2.0 ** min(self.attempt - 1, _MOST_DOUBLINGS) * random.uniform(0.5, 1.5)
         self.attempt += 1
         return min(delay, _LONGEST_SECONDS)

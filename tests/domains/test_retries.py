@@ -177,6 +177,12 @@ def test_the_wait_before_a_retry_doubles_give_or_take_half():
     assert not retry.allows(DomainDied)
 
 
+def test_the_wait_before_a_retry_is_bounded_however_many_came_before():
+    for backoff, longest in ((0.0, 0.0), (1.0, 30.0)):
+        retry = Retry(1100, DomainDied, backoff)
+        assert [retry.next_delay() for _ in range(1100)][-1] == longest
+
+
 def test_the_rate_of_restarts_is_limited():
     restarts = Restarts(free=3)
     delays = []
