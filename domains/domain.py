@@ -379,8 +379,9 @@ class DomainHandle:
         elif reason is not None:
             # It has died, as the launcher is about to tell; or it has cut the link, and says why as it ends by itself.
             self._kill_later(_LAST_WORDS_SECONDS, "it has cut the link to its parent")
-        elif self.state is DomainState.OPEN:
+        elif self.state is DomainState.OPEN or self.jobs:
             # Somebody told it to end, and it said goodbye: it may run its exit handlers, and then the launcher tells.
+            # One that was asked to finish, and has nothing left to answer, is `close`'s to wait for.
             self._kill_later(FINISHING_SECONDS, "it has said goodbye and does not end")
 
     def _kill_later(self, seconds: float, why: str) -> None:

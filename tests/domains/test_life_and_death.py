@@ -1,5 +1,6 @@
 """What a domain is born with, what is seen of it, and what runs as it ends."""
 
+import atexit
 import os
 import random
 import signal
@@ -9,7 +10,7 @@ import threading
 import pytest
 
 import domains
-from domains import ExecutorPool, Promise, Switch, fiber
+from domains import DomainDied, ExecutorPool, Promise, Switch, fiber
 
 from ..faults.program import Program
 
@@ -179,6 +180,7 @@ def test_a_domains_end_cancels_daemons_runs_exit_handlers_and_flushes(link, tmp_
 def test_what_jobs_left_behind_is_torn_down_as_a_domain_ends(link, tmp_path):  # S62
     (tmp_path / "left.py").write_text(
         """
+import atexit
 import os
 
 class Object:
@@ -239,12 +241,32 @@ def test_an_exit_handler_that_never_ends_is_cut_short(link, monkeypatch):
     monkeypatch.setattr("domains.domain_manager.FINISHING_SECONDS", 0.1)
 
     def job():
-        import atexit
-
         atexit.register(threading.Event().wait)
 
     async def main(env):
         await env.domain_mgr.run(job)
+
+    domains.run(main, link=link)
+
+
+async def _wait_and_never_end(ready):
+    atexit.register(threading.Event().wait)
+    ready.resolve(None)
+    await fiber.await_cancel()
+
+
+def test_a_domain_that_is_terminated_as_it_finishes_may_not_take_for_ever_either(link, monkeypatch):
+    monkeypatch.setattr("domains.domain.FINISHING_SECONDS", 0.1)
+
+    async def main(env):
+        async with Switch() as sw:
+            async with env.domain_mgr.spawn() as domain:
+                is_ready, ready = domains.Promise.create()
+                call = sw.fork_promise(domain.call, _wait_and_never_end, ready)
+                await is_ready
+                os.kill(domain.pid, signal.SIGTERM)
+            with pytest.raises(DomainDied, match="said goodbye and does not end"):
+                await call
 
     domains.run(main, link=link)
 
