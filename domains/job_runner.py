@@ -348,7 +348,7 @@ class JobRunner:
             return  # it was a task that outlives its job
         self._lent.add(job)
         self._weight -= weight
-        self._conversation.send(LendWeight(job))
+        self._tell(LendWeight(job))
         self._schedule_pump()
 
     def regain(self, job: int, weight: int) -> None:
@@ -356,28 +356,28 @@ class JobRunner:
         if job in self._lent:
             self._lent.discard(job)
             self._weight += weight
-            self._conversation.send(RegainWeight(job))
+            self._tell(RegainWeight(job))
 
     def _answer_returned(self, message: StartJob, value: object, seconds: float, name: str) -> None:
         if value is None:
-            self._answer(JobReturned(message.job, b"", seconds, 0))
+            self._tell(JobReturned(message.job, b"", seconds, 0))
             return
         try:
             payload = self._pickling.dumps(value, f"the result of job {name!r}")
         except BaseException as error:  # NotPicklable, no memory for it, or whatever a user's code raises
             self._answer_raised(message.job, error, seconds, f"job {name!r}")
             return
-        self._answer(JobReturned(message.job, payload.data, seconds, len(payload.buffers)), payload.buffers)
+        self._tell(JobReturned(message.job, payload.data, seconds, len(payload.buffers)), payload.buffers)
 
     def _answer_raised(self, job: int, error: BaseException, seconds: float, what: str) -> None:
         domain = current()
         where = f"{what} in domain {domain.name!r} (process {domain.pid})"
         payload = pack_failure(error, self._pickling, where)
-        self._answer(JobRaised(job, payload.data, seconds, len(payload.buffers)), payload.buffers)
+        self._tell(JobRaised(job, payload.data, seconds, len(payload.buffers)), payload.buffers)
 
-    def _answer(self, answer: JobReturned | JobRaised, buffers: Sequence[Any] = ()) -> None:
+    def _tell(self, message: Any, buffers: Sequence[Any] = ()) -> None:
         try:
-            self._conversation.send(answer, buffers)
+            self._conversation.send(message, buffers)
         except ConnectionLost:
             return  # the parent is gone, and with that all this ends: the switch will be told so in a moment
 

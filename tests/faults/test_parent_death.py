@@ -141,3 +141,27 @@ def test_fibers_in_a_domain_unwind_when_the_parent_dies(link, tmp_path):
         program.wait()
         assert program.hear() == "unwound"
         program.check_nothing_is_left()
+
+
+def test_a_job_that_waits_for_one_of_its_own_unwinds_when_the_parent_dies(link, tmp_path):
+    source = """
+    async def waits(pool):
+        try:
+            async with Switch() as sw:
+                pool.submit_fork(sw, fiber.await_cancel, weight=1.0)
+                say("waiting")
+        finally:
+            say("unwound")
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.submit(waits, pool, weight=1.0)
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        assert program.hear() == "waiting"
+        program.send_signal(signal.SIGKILL)
+        program.wait()
+        assert program.hear() == "unwound"
+        program.check_nothing_is_left()
