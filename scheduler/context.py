@@ -259,9 +259,12 @@ def _tell_in_foreign_code(fiber: Fiber, patient: bool) -> None:
     if task.done():
         return
     if fiber.suspension is not None:
-        # What it waited for is done, and it is about to run with the result; or its wait is protected, and
-        # the end of that calls here again.
-        if not fiber.suspension.is_protected:
+        if fiber.suspension.is_cancellable:
+            # It was beginning this wait when it was cancelled, by a finalizer or a message that it read meanwhile.
+            fiber.suspension.cancel(cancellation)
+        elif not fiber.suspension.is_protected:
+            # What it waited for is done, and it is about to run with the result. The end of a protected wait calls
+            # here again.
             asyncio.get_running_loop().call_soon(_tell_in_foreign_code, fiber, patient)
         return
     if patient and cast(Any, task)._fut_waiter is None:

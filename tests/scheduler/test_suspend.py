@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from domains import Cancelled, Closed, Mutex, Promise, Semaphore, Stream, Switch, fiber
+from domains import Cancelled, CancelScope, Closed, Mutex, Promise, Semaphore, Stream, Switch, fiber
 from domains.scheduler.clock import sleep
 from domains.scheduler.suspend import Suspension, suspend
 
@@ -142,3 +142,31 @@ def test_the_first_of_completion_and_cancellation_wins(run: Run) -> None:  # S9,
         return trace
 
     assert run(main) == ["completed first", "withdrawn", "cancelled"]
+
+
+def test_a_wait_that_is_cancelled_while_it_begins_ends(run: Run) -> None:
+    """By a finalizer that happens to run there, or by a message of another domain that is read meanwhile."""
+
+    async def main() -> list[str]:
+        trace: list[str] = []
+        waits: list[Suspension[None]] = []
+        scope = CancelScope()
+
+        def begin(suspension: Suspension[None]) -> Callable[[Suspension[None]], object]:
+            waits.append(suspension)
+            scope.cancel()
+            return lambda _: trace.append("withdrawn")
+
+        async def wait() -> None:
+            with scope:
+                await suspend(begin, "test")
+
+        async with Switch() as switch:
+            switch.fork(wait)
+            for _ in range(5):
+                await fiber.yield_now()
+            assert not waits[0].resume(None)
+        assert scope.cancelled
+        return trace
+
+    assert run(main) == ["withdrawn"]
