@@ -10,7 +10,6 @@ of it is left when its domain has died.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import itertools
@@ -26,7 +25,7 @@ from domains.failures import pack_failure, unpack_failure
 from domains.identity import current
 from domains.protocol import CallAnswered, CallObject, TellObject, WithdrawCall
 from domains.scheduler.cancel import CancelScope
-from domains.scheduler.context import check
+from domains.scheduler.context import check, current_fiber
 from domains.scheduler.promise import Promise, Raised, Resolver, Result, Returned
 from domains.scheduler.suspend import suspend
 from domains.scheduler.switch import Switch
@@ -129,21 +128,14 @@ class Call:
                 cancelled = error
         if isinstance(result, Returned):
             if cancelled is not None and not isinstance(cancelled, Cancelled):
-                _cancel_again(cancelled)
+                # The operation was done, so its value comes first; somebody's `task.cancel()` is raised after that.
+                current_fiber().cancel_again(cancelled)
             return result.value
         assert isinstance(result, Raised)
         try:
             raise result.error if cancelled is None else cancelled
         finally:
             del self, result, cancelled  # or the error would keep this frame, and with it itself
-
-
-def _cancel_again(error: CancelledError) -> None:
-    """The operation was done, so its value comes first; somebody's `task.cancel()` is raised at the next wait."""
-    task = asyncio.current_task()
-    assert task is not None
-    task.uncancel()
-    task.cancel(*error.args[:1])
 
 
 class Served:

@@ -27,7 +27,8 @@ from domains import (
     move_on_after,
 )
 
-from .remote import in_pool
+from . import moments
+from .remote import in_pool, turns
 
 
 class Broken(Exception):
@@ -167,6 +168,27 @@ def test_a_take_cancelled_while_its_item_travels_has_it_or_leaves_it(link: str) 
             assert [*taken, *([] if stream.is_empty else [stream.take_nonblocking()])] == [7]
 
     in_pool(main, link)
+
+
+@pytest.mark.parametrize("operation", ["take", "lock"])
+def test_what_was_done_as_a_task_was_cancelled_is_its_result(operation: str) -> None:  # S41 S49
+    async def main(pool: Any) -> None:
+        stream: Stream[str] = await pool.submit(Stream, 1, weight=0.1)
+        mutex: Mutex = await pool.submit(Mutex, weight=0.1)
+        await mutex.lock()
+        task = asyncio.create_task(stream.take() if operation == "take" else mutex.lock())
+        await turns()
+        moments.when("before handling", "CallAnswered", 0, [], stream.home, task.cancel)  # type: ignore[attr-defined]
+        try:
+            if operation == "take":
+                await pool.submit(add_then_return, stream, weight=0.1)
+            mutex.unlock()
+            assert await task == ("item" if operation == "take" else None)
+            assert task.cancelling() == 1
+        finally:
+            moments.forget()
+
+    in_pool(main, "socketpair")
 
 
 def test_a_stream_closed_here_raises_there(link: str) -> None:  # S42
