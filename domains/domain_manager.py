@@ -18,7 +18,7 @@ from domains.conversation import Conversation
 from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle
 from domains.errors import Closed, DomainUnavailable
 from domains.functions import FunctionCatalogue
-from domains.heartbeat import Heartbeat, checked_seconds
+from domains.heartbeat import Heartbeat
 from domains.held_interrupts import interrupts_held
 from domains.identity import current
 from domains.ipc.carrier import ArenaUse
@@ -28,6 +28,7 @@ from domains.ipc.pulse import Pulse
 from domains.job import Job
 from domains.launcher.provider import Provider
 from domains.plain_text import plain_text
+from domains.pool.checks import checked_heartbeat
 from domains.protocol import ProtocolCodec
 from domains.references.kinds import kinds
 from domains.references.pickling import open_domain_manager
@@ -90,7 +91,7 @@ class DomainManager:
         """
         if name is not None and not isinstance(name, str):
             raise TypeError(f"a domain's name must be a str or None, but is {name!r}")
-        return _Spawned(self, name, checked_seconds(heartbeat_seconds))
+        return _Spawned(self, name, checked_heartbeat(heartbeat_seconds))
 
     def open(self, name: str | None = None, heartbeat_seconds: float | None = None) -> DomainHandle:
         """Start a domain and return at once; whoever opens it closes it. Raises DomainUnavailable or Closed."""

@@ -61,13 +61,6 @@ class Heartbeat:
         self._pulse.close()
 
 
-def checked_seconds(seconds: float | None) -> float | None:
-    """Raises ValueError for what is no heartbeat."""
-    if seconds is not None and not 0 < seconds < float("inf"):
-        raise ValueError(f"heartbeat_seconds must be None or above 0, but is {seconds!r}")
-    return seconds
-
-
 def answer_heartbeats(descriptors: Mapping[str, int]) -> None:
     """In a domain: give signs of life from now on, if the parent asks for them. Called after others listen."""
     if "pulse" not in descriptors:

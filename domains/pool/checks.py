@@ -13,8 +13,8 @@ from domains.retry import Retry
 MOST_DOMAINS = 1 << 22
 """Each is a process, and no Linux numbers more of them."""
 
-_MOST_PRIORITY = 1 << 63
-"""It travels as an integer of 64 bits when a job is submitted from elsewhere."""
+_LARGEST = (1 << 63) - 1
+"""What travels to another domain does so as an integer of 64 bits."""
 
 
 def checked_weight(weight: object) -> int:
@@ -57,13 +57,23 @@ def _as_float(name: str, allowed: str, number: object) -> float:
         return math.nan
 
 
-def checked_count(name: str, count: object, least: int, most: int | None = None) -> int:
+def checked_heartbeat(seconds: object) -> float | None:
+    """A user's time between signs of life, None for no such signs. Raises TypeError or ValueError."""
+    if seconds is None:
+        return None
+    number = _as_float("heartbeat_seconds", "None or a number of seconds", seconds)
+    if not 0 < number < math.inf:
+        raise ValueError(f"heartbeat_seconds must be None or a finite number above 0, but is {number}")
+    return number
+
+
+def checked_count(name: str, count: object, least: int, most: int = _LARGEST) -> int:
     """A user's whole number. Raises TypeError for what is none, ValueError below the least and above the most."""
     if type(count) is not int:
         raise TypeError(f"{name} must be an int, not {type(count).__name__} {count!r}")
     if count < least:
         raise ValueError(f"{name} must be at least {least}, but is {count}")
-    if most is not None and count > most:
+    if count > most:
         raise ValueError(f"{name} must be at most {most}, but is {count}")
     return count
 
@@ -72,7 +82,7 @@ def checked_priority(priority: object) -> int:
     """Which of two waiting jobs starts first: the higher one. Raises TypeError for what is no int, and ValueError."""
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise TypeError(f"priority must be an int, not {type(priority).__name__} {priority!r}")
-    if not -_MOST_PRIORITY <= priority < _MOST_PRIORITY:
+    if not -_LARGEST - 1 <= priority <= _LARGEST:
         raise ValueError(f"priority must be from -2**63 to 2**63 - 1, but is {priority}")
     return int(priority)
 

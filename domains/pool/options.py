@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from domains.functions import no_function
-from domains.pool.checks import MOST_DOMAINS, checked_count, checked_seconds
+from domains.pool.checks import MOST_DOMAINS, checked_count, checked_heartbeat, checked_seconds
 
 
 class PoolOptions(NamedTuple):
@@ -60,5 +60,5 @@ def checked_options(
         None if max_memory is None else checked_count("max_memory", max_memory, 1),
         checked_seconds("idle", idle),
         checked_seconds("grace", grace),
-        None if heartbeat_seconds is None else checked_seconds("heartbeat_seconds", heartbeat_seconds),
+        checked_heartbeat(heartbeat_seconds),
     )

@@ -62,6 +62,7 @@ def test_a_weight_that_is_no_number_is_a_type_error(link, weight):  # S64
         ({"priority": 0.5}, TypeError),
         ({"priority": True}, TypeError),
         ({"priority": 1 << 63}, ValueError),
+        ({"retries": 1 << 63}, ValueError),
     ],
 )
 def test_a_senseless_option_is_refused_before_anything_is_queued(link, option, error):

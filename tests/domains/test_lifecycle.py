@@ -261,6 +261,7 @@ def test_a_switch_that_fails_cancels_the_jobs_of_its_pool(tmp_path):
         ({"domain_count": True}, TypeError),
         ({"max_jobs": 0}, ValueError),
         ({"max_memory": 1.5}, TypeError),
+        ({"max_memory": 1 << 63}, ValueError),
         ({"idle": -1.0}, ValueError),
         ({"grace": "1"}, TypeError),
         ({"initializer": 3}, TypeError),

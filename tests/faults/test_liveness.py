@@ -112,6 +112,8 @@ def test_a_heartbeat_that_is_none_is_a_value_error(seconds):
     async def main(env):
         with pytest.raises(ValueError, match="heartbeat_seconds"):
             env.domain_mgr.spawn(heartbeat_seconds=seconds)
+        with pytest.raises(ValueError, match="heartbeat_seconds"):
+            domains.ExecutorPool(env.domain_mgr, heartbeat_seconds=seconds)
 
     domains.run(main)
 
@@ -130,7 +132,9 @@ def test_a_pool_replaces_a_domain_that_gives_no_sign_of_life(link):
 
 def test_a_heartbeat_must_be_a_number_of_seconds():
     async def main(env):
-        with pytest.raises(ValueError, match="heartbeat_seconds"):
-            domains.ExecutorPool(env.domain_mgr, heartbeat_seconds=-1)
+        with pytest.raises(TypeError, match="heartbeat_seconds"):
+            env.domain_mgr.spawn(heartbeat_seconds="1")
+        with pytest.raises(TypeError, match="heartbeat_seconds"):
+            domains.ExecutorPool(env.domain_mgr, heartbeat_seconds="1")
 
     domains.run(main)
