@@ -179,11 +179,8 @@ class Inbox:
             future.settle(Raised(closed, None))
             return
         try:
-            if len(call.variables):
-                # The pool looks there too: for the weight that a waiting job lends.
-                call.variables.run(self._submit, future, call)
-            else:
-                self._submit(future, call)
+            # Not in those of whoever woke the loop; the pool looks there too, for the weight that a waiting job lends.
+            call.variables.run(self._submit, future, call)
         except BaseException as error:  # pickling runs a user's code
             if future.job is not None:
                 del self._futures[future.job]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import enum
 import signal
 from collections.abc import Callable, Iterator
@@ -108,6 +109,8 @@ class Members:
         self._options = options
         self._listener = listener
         self._loop = asyncio.get_running_loop()
+        self._variables = contextvars.copy_context()
+        """What each domain is started in, and its initializer sees, whoever submits what needs one more."""
         self._by_handle: dict[DomainHandle, Member] = {}
         self._planned: dict[object, asyncio.TimerHandle] = {}
         self._restarts = Restarts(2 + options.max_domains)
@@ -177,7 +180,7 @@ class Members:
 
     def _try_recruit(self) -> bool:
         try:
-            self._recruit()
+            self._variables.copy().run(self._recruit)
         except DomainsError as error:
             self._break_unless_some_serve(error)
             return False

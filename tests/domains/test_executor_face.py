@@ -200,6 +200,27 @@ def test_a_job_sees_the_contextvars_of_its_submitter(shared: Executor) -> None:
     assert shared.submit(read_request).result(PATIENCE) == "none"
 
 
+def test_a_job_does_not_see_the_contextvars_of_another_thread_that_submits() -> None:  # S12
+    async def main(env: domains.Environment) -> tuple[str, str]:
+        futures: list[Future[str]] = []
+
+        def submit(face: Executor, value: str) -> None:
+            if value:
+                request.set(value)
+            futures.append(face.submit(read_request))
+
+        async with domains.ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.ready()
+            face = pool.as_executor()
+            for value in "first", "":  # the loop is busy meanwhile, and reads both when the first has woken it
+                thread = threading.Thread(target=submit, args=(face, value))
+                thread.start()
+                thread.join()
+            return await asyncio.wrap_future(futures[0]), await asyncio.wrap_future(futures[1])
+
+    assert domains.run(main) == ("first", "none")
+
+
 def test_what_cannot_be_pickled_fails_its_job_as_concurrent_futures_says(shared: Executor) -> None:
     for future in shared.submit(id, threading.Lock()), shared.submit(make_unpicklable):
         error = future.exception(PATIENCE)

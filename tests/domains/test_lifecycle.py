@@ -2,6 +2,7 @@
 # ruff: noqa: ASYNC110, ASYNC240 - jobs tell the tests by files where they are
 
 import asyncio
+import contextvars
 import os
 import threading
 import time
@@ -44,6 +45,24 @@ def test_each_domain_is_initialized_once_before_its_first_job(link, initializer)
 
     results = run(main, link)
     assert {tuple(resource) for _, resource in results} == {("database",)}
+
+
+def test_an_initializer_sees_the_context_variables_of_who_entered_the_pool():  # S12
+    variable = contextvars.ContextVar("variable")
+
+    def keep():
+        domains.domain_state.seen = variable.get()
+
+    def seen():
+        return domains.domain_state.seen
+
+    async def main(env):
+        variable.set("who entered")
+        async with ExecutorPool(env.domain_mgr, min_domains=0, max_domains=1, initializer=keep) as pool:
+            variable.set("who submitted what a domain was started for")
+            return await pool.submit(seen, weight=1.0)
+
+    assert run(main) == "who entered"
 
 
 def test_the_state_of_a_domain_lives_as_long_as_the_domain():
