@@ -103,7 +103,7 @@ class ControlSocket:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._socket = connection
-        self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
+        self._outgoing: deque[tuple[ControlMessage, memoryview, list[int]]] = deque()
         self._incoming = bytearray()
         self._descriptors: deque[list[int]] = deque()  # those of each message that carried some
         self._decoder = msgspec.msgpack.Decoder(ControlMessage)
@@ -123,12 +123,15 @@ class ControlSocket:
                 duplicates.append(os.dup(descriptor))
                 on_failure.callback(os.close, duplicates[-1])
             on_failure.pop_all()
-        self._outgoing.append((memoryview(_LENGTH.pack(len(body)) + body), duplicates))
+        self._outgoing.append((message, memoryview(_LENGTH.pack(len(body)) + body), duplicates))
 
     def write(self) -> bool:
-        """Write what the socket takes. True when nothing is left; raises OSError when the peer is gone."""
+        """Write what the socket takes. True when nothing is left.
+
+        Raises ConnectionError when the peer is gone, and another OSError when the system refuses: see `take_back`.
+        """
         while self._outgoing:
-            data, descriptors = self._outgoing[0]
+            message, data, descriptors = self._outgoing[0]
             try:
                 sent = socket.send_fds(self._socket, [data], descriptors) if descriptors else self._socket.send(data)
             except (BlockingIOError, InterruptedError):
@@ -138,8 +141,20 @@ class ControlSocket:
             if sent == len(data):
                 self._outgoing.popleft()
             else:
-                self._outgoing[0] = (data[sent:], [])
+                self._outgoing[0] = (message, data[sent:], [])
         return True
+
+    def take_back(self) -> ControlMessage | None:
+        """The message that the system refuses to write, if that may be for the descriptors that it carries.
+
+        It is not sent: those on their way count as well, and it is not known when there are less of them.
+        """
+        if not self._outgoing or not self._outgoing[0][2]:
+            return None
+        message, _, descriptors = self._outgoing.popleft()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return message
 
     def read(self) -> Iterator[ControlMessage]:
         """The messages that have arrived. Raises EOFError, after them, when the peer is gone."""
@@ -187,7 +202,7 @@ class ControlSocket:
             self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        for _, descriptors in self._outgoing:
+        for _, _, descriptors in self._outgoing:
             for descriptor in descriptors:
                 os.close(descriptor)
         self._outgoing.clear()

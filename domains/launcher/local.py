@@ -85,20 +85,28 @@ class _LauncherConnection:
         self.ended, self._end = Promise[None].create("the end of the launcher")
 
     def launch(self, birth: Birth, descriptors: list[int]) -> LocalProcess:
-        self.send(Launch(birth), descriptors)
+        self._control.send(Launch(birth), descriptors)
         process = self._processes[birth.domain] = LocalProcess(self, birth.domain)
+        self._write()
         return process
 
-    def send(self, message: ControlMessage, descriptors: list[int] | None = None) -> None:
+    def send(self, message: ControlMessage) -> None:
         if not self.gone:
-            self._control.send(message, descriptors or ())
+            self._control.send(message)
             self._write()
 
     def _write(self) -> None:
         try:
             done = self._control.write()
-        except OSError:
+        except ConnectionError:
             return  # it is gone; the reader is about to say so
+        except OSError as error:
+            refused = self._control.take_back()
+            if isinstance(refused, Launch):
+                why = f"the launcher process cannot be told of it: {error}"
+                self._hear(NotStarted(refused.birth.domain, why))
+                self._write()
+            return
         if done and self._writing:
             self._loop.remove_writer(self._control.fileno())
         elif not done and not self._writing:

@@ -1,4 +1,4 @@
-"""Limits that a test sets for one program: a file system of its own, and control groups; skipped where not allowed."""
+"""Limits of a program under test: a file system of its own, capabilities, control groups; skipped where forbidden."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ def own_mount(directory: str, options: str) -> tuple[str, ...]:
         pytest.skip("mounting is not allowed here")
     script = f'mount -t tmpfs -o "{options}" none "{directory}" && exec "$@"'
     return "unshare", "-m", "sh", "-c", script, "sh"
+
+
+def without_capabilities(*names: str) -> tuple[str, ...]:
+    """What to prefix a command with that shall not be allowed what root is by these capabilities."""
+    if os.geteuid() != 0:
+        return ()
+    prefix = ("setpriv", "--bounding-set=" + ",".join(f"-{name}" for name in names))
+    if shutil.which("setpriv") is None or subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("capabilities cannot be dropped here")
+    return prefix
 
 
 class Group:

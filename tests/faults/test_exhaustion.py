@@ -11,6 +11,7 @@ import pytest
 import domains
 from domains import DomainUnavailable, ExecutorPool
 
+from .limits import without_capabilities
 from .program import Program
 
 
@@ -99,6 +100,39 @@ def test_no_more_descriptors_in_the_launcher_leaves_its_domains_alone(link):
             assert await env.domain_mgr.run(_echo, 4) == 4
 
     domains.run(main, link=link)
+
+
+def test_too_many_descriptors_on_their_way_fail_the_start_of_a_domain(link, tmp_path):
+    source = """
+    import errno, resource, socket
+
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain:
+            assert await domain.call(abs, -1) == 1
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))  # which goes for those on their way as well
+            here, there = socket.socketpair()
+            try:
+                while True:
+                    socket.send_fds(here, [b"x"], [0] * 50)
+            except OSError as error:
+                assert error.errno == errno.ETOOMANYREFS
+            try:
+                await env.domain_mgr.run(abs, -2)
+            except DomainUnavailable as error:
+                say(str(error))
+            here.close()
+            there.close()
+            say(await env.domain_mgr.run(abs, -3))
+            assert await domain.call(abs, -4) == 4
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link, prefix=without_capabilities("sys_resource", "sys_admin")) as program:
+        assert "Too many references" in program.hear()
+        assert program.hear() == 3
+        assert program.wait() == 0, program.errors
+        program.check_nothing_is_left()
 
 
 def _allocate_more_than_allowed():
