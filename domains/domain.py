@@ -184,7 +184,7 @@ class DomainHandle:
                     function = job.function
                     if self._functions.is_new(function):
                         send(DefineFunction(function.number, function.code))
-                        if surplus := self._functions.forget_surplus():
+                        if surplus := self._functions.forget_surplus(job.function for job in self.jobs.values()):
                             send(ForgetFunctions(surplus))
                 send(message, job.buffers)
         except ConnectionLost:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -135,20 +135,26 @@ class SentFunctions:
     """Which functions the domain at the other end of a link has been told of."""
 
     def __init__(self) -> None:
-        self._sent: OrderedDict[int, None] = OrderedDict()
+        self._sent: OrderedDict[int, None] = OrderedDict()  # the least recently used first
+        self._most = 2 * _MOST_KNOWN
 
     def is_new(self, function: Function) -> bool:
         """Whether to send its code before using it; from now on it counts as sent."""
         if function.number in self._sent:
+            self._sent.move_to_end(function.number)
             return False
         self._sent[function.number] = None
         return True
 
-    def forget_surplus(self) -> list[int]:
-        """The oldest functions beyond the bound: tell the other side that they will not be used again."""
-        surplus = []
-        while len(self._sent) > 2 * _MOST_KNOWN:
-            surplus.append(self._sent.popitem(last=False)[0])
+    def forget_surplus(self, needed: Iterable[Function]) -> list[int]:
+        """Those beyond the bound that are not needed: tell the other side that they will not be used again."""
+        if len(self._sent) <= self._most:
+            return []
+        kept = {function.number for function in needed}
+        surplus = [number for number in self._sent if number not in kept][: len(self._sent) - _MOST_KNOWN]
+        for number in surplus:
+            del self._sent[number]
+        self._most = max(2 * _MOST_KNOWN, 2 * len(self._sent))  # it takes a while to look through them
         return surplus
 
 

@@ -200,6 +200,26 @@ def test_an_idle_domain_takes_what_was_sent_ahead_to_a_busy_one(link, tmp_path):
     assert run(main, link) == ([n * n for n in range(50)], "now")
 
 
+def test_a_function_is_kept_while_a_job_that_has_not_begun_needs_it(link, monkeypatch):
+    monkeypatch.setattr("domains.functions._MOST_KNOWN", 2)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            for _ in range(200):  # teaches the pool that jobs are short, so that it sends ahead
+                await pool.submit(square, 1, weight=1.0)
+            blocked = pool.submit_fork(sw, _wait_for_release, weight=1.0)
+            ahead = pool.submit_fork(sw, square, 3, weight=1.0)
+            while pool.stats().running < 2:
+                await domains.fiber.yield_now()
+            others = [lambda n=n: n for n in range(9)]
+            for f in (*others, *others):
+                await pool.submit(f, weight=0.0)
+            await pool.submit(_release, weight=0.0)
+            return await blocked, await ahead
+
+    assert run(main, link) == ("released", 9)
+
+
 def _write_fifo(path):
     with open(path, "w") as file:
         file.write("now")
