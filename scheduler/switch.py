@@ -144,9 +144,12 @@ class Switch:
     ) -> bool:
         fiber = self._owner
         if fiber.context is not self._context or current_fiber() is not fiber:
-            raise RuntimeError(
+            misuse = RuntimeError(
                 f"{self!r} must be left in the fiber that entered it, after all that was entered inside it"
             )
+            if running_loop() is self._loop:
+                self._cancel(misuse)  # nobody waits for its fibers: they should at least end
+            raise misuse
         if error is not None:
             self._failed(error)
         while self._fibers or self._living_daemons:
@@ -546,9 +549,13 @@ class Switch:
         """Enter a context manager, async or not, and leave it when the switch ends; returns what it gives.
 
         On leaving it is told the first failure, or Cancelled if the switch was cut short; it cannot suppress that.
+        Raises RuntimeError, and leaves it at once, if the block that it begins has a context of its own, as that of a
+        switch, a `timeout` or a `Supervisor` does: such blocks are left in their order.
         """
         self.check_open()
         check()
+        fiber = current_fiber()
+        context = fiber.context
         kind = type(manager)
         if hasattr(kind, "__aenter__"):
             value = await kind.__aenter__(manager)
@@ -559,8 +566,21 @@ class Switch:
         else:
             raise TypeError(f"enter takes a context manager, not {manager!r}")
 
+        if fiber.context is not context:
+            await self._refuse(manager, leave)
         self.on_release(self._leave, manager, leave)
         return value
+
+    async def _refuse(self, manager: Any, leave: Callable[..., Any]) -> NoReturn:
+        name = type(manager).__name__
+        error = RuntimeError(f"{self!r} cannot keep a {name}, which is a block of its own: use `async with` for it")
+        try:
+            left = leave(manager, RuntimeError, error, None)
+            if is_awaitable(left):
+                await left
+            raise error
+        finally:
+            del error  # whose traceback holds this frame
 
     async def _leave(self, manager: Any, leave: Callable[..., Any]) -> None:
         error = self.error

@@ -860,17 +860,32 @@ def test_a_switch_cannot_be_sent() -> None:  # S24
         pickle.dumps(Switch("local"))
 
 
-def test_a_switch_is_left_in_the_fiber_that_entered_it_after_all_that_is_inside(run: Run) -> None:  # S24
+@pytest.mark.parametrize("where", ["inside a scope", "in another fiber"])
+def test_a_switch_that_is_left_at_the_wrong_place_ends_its_fibers_and_raises(run: Run, where: str) -> None:  # S24
+    trace: list[str] = []
+
+    async def wait() -> None:
+        try:
+            await never()
+        finally:
+            trace.append("ended")
+
     async def main() -> None:
-        switch = Switch()
-        await switch.__aenter__()
-        async with Switch() as inner:
-            with pytest.raises(RuntimeError, match="must be left"):
-                await switch.__aexit__(None, None, None)
-            promise = inner.fork_promise(switch.__aexit__, None, None, None)
-            with pytest.raises(RuntimeError, match="must be left"):
-                await promise
-        await switch.__aexit__(None, None, None)
+        async with Switch() as outer:
+            switch = Switch()
+            await switch.__aenter__()
+            switch.fork(wait)
+            await turns()
+            with protect():
+                if where == "inside a scope":
+                    left = switch.__aexit__(None, None, None)
+                else:
+                    left = outer.fork_promise(switch.__aexit__, None, None, None)
+                with pytest.raises(RuntimeError, match="must be left in the fiber"):
+                    await left
+                await turns()
+                assert trace == ["ended"]
+            await switch.__aexit__(None, None, None)
 
     run(main)
 
@@ -994,6 +1009,34 @@ def test_a_manager_that_fails_to_enter_is_not_left(run: Run) -> None:  # S25
                 await switch.enter(object())  # type: ignore[call-overload]
 
     run(main)
+
+
+@pytest.mark.parametrize("kind", [Switch, CancelScope, lambda: timeout(10)])
+def test_a_manager_that_is_a_block_of_its_own_is_refused_and_left(run: Run, kind: Callable[[], Any]) -> None:  # S25
+    trace: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def holding(manager: Any) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            if hasattr(manager, "__aenter__"):
+                await stack.enter_async_context(manager)
+            else:
+                stack.enter_context(manager)
+            try:
+                yield
+            finally:
+                trace.append("left")
+
+    async def main() -> None:
+        async with Switch("the one") as switch:
+            with pytest.raises(RuntimeError, match=r"'the one'.* cannot keep a "):
+                await switch.enter(kind())
+            with pytest.raises(RuntimeError, match="cannot keep"):
+                await switch.enter(holding(kind()))
+            switch.fork(trace.append, "goes on")
+
+    run(main)
+    assert trace == ["left", "goes on"]
 
 
 def test_a_manager_that_was_entered_as_the_switch_finished_is_left_at_once(run: Run) -> None:  # S19 S25
