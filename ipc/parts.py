@@ -77,37 +77,48 @@ def new_loan(
     loan.segment, loan.start, loan.length = segment, start, length
     loan.on_end, loan.process = on_end, this_process()
     loan.cells, loan.index, loan.abandoned = cells, index, False
-    same_start = segment.loans.get(start)
-    if same_start is None:
-        segment.loans[start] = {loan}
-    else:
-        same_start.add(loan)
+    segment.add_loan(loan)
     return loan
 
 
 class _Mapped:
-    """A segment, and the loans that this process has in it, by where they start."""
+    """A segment, and the loans that this process has in it.
+
+    They are found by a power of two that is longer than the loan, and by which multiple of it the loan starts behind.
+    """
 
     __slots__ = ("idle_since", "loans", "memory")
 
     def __init__(self, memory: Segment) -> None:
         self.memory = memory
-        self.loans: dict[int, set[Loan]] = {}
+        self.loans: dict[int, dict[int, set[Loan]]] = {}
         self.idle_since = time.monotonic()
 
+    def add_loan(self, loan: Loan) -> None:
+        bits = loan.length.bit_length()
+        self.loans.setdefault(bits, {}).setdefault(loan.start >> bits, set()).add(loan)
+
     def remove_loan(self, loan: Loan) -> None:
-        same_start = self.loans[loan.start]
-        same_start.discard(loan)
-        if not same_start:
-            del self.loans[loan.start]
+        bits = loan.length.bit_length()
+        alike = self.loans[bits]
+        near = alike[loan.start >> bits]
+        near.discard(loan)
+        if not near:
+            del alike[loan.start >> bits]
+            if not alike:
+                del self.loans[bits]
 
     def loans_at(self, offset: int) -> list[Loan]:
-        """The loans that this byte belongs to, and perhaps some that ended just now."""
-        same_start = self.loans.get(offset)
-        if same_start is not None:
-            return list(same_start)
-        every = (loan for loans in self.loans.values() for loan in loans)
-        return [loan for loan in every if loan.start <= offset < loan.start + loan.length]
+        """All loans that this byte belongs to, since by which of them a view lives is not known.
+
+        Perhaps also some that ended just now.
+        """
+        found: list[Loan] = []
+        for bits, alike in self.loans.items():
+            place = offset >> bits
+            for near in alike.get(place - 1, ()), alike.get(place, ()):
+                found += [loan for loan in near if loan.start <= offset < loan.start + loan.length]
+        return found
 
 
 class Own(_Mapped):

@@ -1,8 +1,8 @@
 """Another process with an arena: obeys commands line by line, and answers each with a line.
 
 borrow DESCRIPTOR -> the first byte of the view, or "lost";  write BYTE -> done, into the view;  read -> the first byte
-lend -> a descriptor of the view that was borrowed last;  keep SIZE BYTE -> a descriptor of so many such bytes
-drop -> all views let go of
+lend -> a descriptor of the view that was borrowed last;  lend START -> one of the first view from there on
+keep SIZE BYTE -> a descriptor of so many such bytes;  drop -> all views let go of;  drop last -> the last one
 """
 
 import os
@@ -34,14 +34,16 @@ def serve(named, commands, answers):
         elif command == "read":
             answer = str(views[-1][0])
         elif command == "lend":
-            answer = bytes(arena.lend([views[-1]], "link")[0]).hex()
+            view = views[0][int(arguments[0]) :] if arguments else views[-1]
+            answer = bytes(arena.lend([view], "link")[0]).hex()
+            del view
         elif command == "keep":
             kept = arena.keep([bytes([int(arguments[1])]) * int(arguments[0])])
             views.append(kept)
             answer = bytes(arena.lend([kept], "link")[0]).hex()
             del kept
         elif command == "drop":
-            views.clear()
+            del views[-1 if arguments else 0 :]
         print(answer, file=answers, flush=True)
 
 

@@ -19,6 +19,7 @@ from domains.ipc import arena as arena_module
 from domains.ipc.arena import DESCRIPTOR_BYTES, Arena, LostBuffer
 from domains.ipc.blocks import Blocks, whole_pages
 from domains.ipc.leases import Cells, LeaseState, StaleLease, is_alive, this_process
+from domains.ipc.parts import Foreign, new_loan
 from domains.ipc.segments import Segment, has_memfd
 from tests.ipc.borrower import Borrower
 
@@ -334,6 +335,20 @@ def test_memory_is_not_used_again_when_one_who_passed_it_on_has_died(arena, borr
     assert far("read") == "7"
 
 
+def test_nor_when_that_one_had_another_view_that_began_where_the_one_it_passed_on_began(arena, borrowers):
+    near, far = borrowers(), borrowers()
+    kept = arena.keep([b"\x07" * MB])
+    near.borrow(lend(arena, kept))
+    near.borrow(lend(arena, kept[1000:]))
+    far("borrow", near("lend", 1000))  # a part of the whole
+    near("drop", "last")
+    del kept
+    near.kill()
+    arena.link_gone("link")
+    assert arena.keep([b"\x08" * MB]) is not None
+    assert far("read") == "7"
+
+
 def test_nor_when_the_last_of_a_longer_chain_is_out_of_sight(arena, borrowers):
     near, middle, far = borrowers(), borrowers(), borrowers()
     near.borrow(lend(arena, arena.keep([b"\x07" * MB])))
@@ -517,6 +532,20 @@ def test_a_segment_is_opened_only_if_it_is_the_one_that_was_meant(kind):
     with pytest.raises(OSError, match=r"."):
         Segment.open(location)
     replaced.close()
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.integers(1, 40))), st.integers(0, 140))
+def test_all_loans_that_a_byte_belongs_to_are_found_and_no_others(ranges, offset):
+    segment = Foreign(None)
+    memory = set()
+    loans = [new_loan(memory, segment, start, length, id, None, 0) for start, length in ranges]
+    for loan in loans[::3]:
+        segment.remove_loan(loan)
+    left = {loan for index, loan in enumerate(loans) if index % 3}
+    assert set(segment.loans_at(offset)) == {loan for loan in left if loan.start <= offset < loan.start + loan.length}
+    for loan in left:
+        segment.remove_loan(loan)
+    assert segment.is_idle
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 20))))
