@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS
@@ -153,10 +154,10 @@ class Dispatcher:
 
     async def all_ended(self) -> None:
         """Wait until no job waits or runs."""
-        if self._unfinished:
+        while self._unfinished:
             idle, resolver = Promise[None].create("the end of a pool's jobs")
-            self._when_idle.append(lambda: resolver.try_resolve(None))
-            await idle
+            self._when_idle.append(partial(resolver.try_resolve, None))
+            await idle  # who waited for the last job runs on before this, and may submit more
 
     async def finish(self) -> None:
         """Close the domains once their jobs have ended."""

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 import domains
-from domains import ExecutorPool, Switch
+from domains import ExecutorPool, Switch, fiber
 
 
 def run(main, link):
@@ -406,6 +406,24 @@ def test_closing_the_pool_waits_for_the_jobs_that_were_submitted(link):  # S67
             return [promise.peek() is not None for promise in promises]
 
     assert run(main, link) == [True] * 20
+
+
+def test_what_is_submitted_as_the_last_job_ends_is_waited_for_too(link):  # S67
+    async def main(env):
+        async with Switch() as sw:
+            async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+                first = pool.submit_fork(sw, square, 2, weight=0.5)
+
+                async def submit_more():
+                    await first
+                    promises = [pool.submit_fork(sw, square, n, weight=1.0) for n in range(4)]  # some stay here
+                    return [await promise for promise in promises]
+
+                more = sw.fork_promise(submit_more)
+                await fiber.yield_now()  # that fiber waits for the job before the pool's end does
+            return await more
+
+    assert run(main, link) == [0, 1, 4, 9]
 
 
 def test_leaving_the_pool_by_an_exception_cancels_its_jobs(link):  # S67
