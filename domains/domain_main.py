@@ -45,8 +45,7 @@ def become_domain(birth: Birth, descriptors: Mapping[str, int]) -> int:
     atexit.register(vars(domain_state).clear)  # after whatever jobs register
     print_whole_lines()
     claims = ReceivedClaims(descriptors)
-    interrupts = ReceivedInterrupts(descriptors)
-    interruptions = Interruptions(interrupts)
+    interruptions = Interruptions(ReceivedInterrupts(descriptors))  # open to the end: the signal comes till then
     interruptions.install()
     answer_heartbeats(descriptors)
 
@@ -60,7 +59,6 @@ def become_domain(birth: Birth, descriptors: Mapping[str, int]) -> int:
 
     run(main)
     claims.close()
-    interrupts.close()
     return 0
 
 

@@ -1,5 +1,6 @@
 """A domain that gives no sign of life is noticed where that was asked for, reported with its stacks, and replaced."""
 
+import atexit
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ import pytest
 
 import domains
 from domains import DomainDied, Switch, fiber
+from domains.interruption import INTERRUPT_SIGNAL
 from domains.supervisor import Supervisor
 
 SECONDS = 0.3
@@ -70,6 +72,23 @@ def test_a_long_computation_and_an_idle_domain_are_alive(link):
             assert await domain.call(_compute, 5 * SECONDS) == "computed"
             await domains.scheduler.clock.sleep(5 * SECONDS)
             assert await domain.call(_pid) == domain.pid
+
+    domains.run(main, link=link)
+
+
+def _ask_as_it_ends(path):
+    def on_exit():
+        os.kill(os.getpid(), INTERRUPT_SIGNAL)
+        Path(path).write_text("ended")
+
+    atexit.register(on_exit)
+
+
+def test_an_exit_handler_is_not_disturbed_by_heartbeats(link, tmp_path):
+    async def main(env):
+        async with env.domain_mgr.spawn(heartbeat_seconds=60.0) as domain:
+            await domain.call(_ask_as_it_ends, str(tmp_path / "exit"))
+        assert (tmp_path / "exit").read_text() == "ended"
 
     domains.run(main, link=link)
 
