@@ -23,7 +23,7 @@ from domains.ipc.claims import OfferedClaims
 from domains.ipc.interrupts import NOBODY, SentInterrupts
 from domains.job import Job, JobState
 from domains.launcher.provider import DomainProcess, Ending
-from domains.logs import handle_record, levels
+from domains.logs import handle_record
 from domains.protocol import (
     CancelHeard,
     CancelJob,
@@ -119,7 +119,6 @@ class DomainHandle:
         conversation.handle(RegainWeight, lambda message, _: self._weight_lent(message.job, False))
         conversation.when_gone(self._link_gone)
         conversation.handle(LogRecord, self._log)
-        conversation.send(levels())
         conversation.start()
         process.when_ended(self._process_ended)
 

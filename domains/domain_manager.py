@@ -27,6 +27,7 @@ from domains.ipc.interrupts import SentInterrupts
 from domains.ipc.pulse import Pulse
 from domains.job import Job
 from domains.launcher.provider import Provider
+from domains.logs import levels
 from domains.plain_text import plain_text
 from domains.pool.checks import checked_heartbeat
 from domains.protocol import ProtocolCodec
@@ -102,6 +103,7 @@ class DomainManager:
             parent = current()
             name = f"domain-{number}" if parent.id == 0 else f"{parent.name}.{number}"
         name = plain_text(name)
+        log_levels = levels()  # loggers may be of any class and raise: before anything is begun
         with _unavailable(name), contextlib.ExitStack() as held:
             claims, interrupts = OfferedClaims(), SentInterrupts()
             held.callback(claims.close)
@@ -117,6 +119,7 @@ class DomainManager:
             process.link.carrier = self._arena.carrier()
             conversation = Conversation(process.link, self.pickling, f"domain {name!r}")
             self.references.converse_with_child(conversation)
+            conversation.send(log_levels)
             handle = DomainHandle(number, name, process, conversation, claims, interrupts)
             self._open[handle] = held.pop_all()
         handle.when_ended(self._forget)

@@ -46,9 +46,10 @@ _NOT_EXTRA = frozenset((*_FIELDS, "msg", "args", "exc_info", "message", "process
 
 def levels() -> ConfigureLogging:
     """The levels that this process's loggers were given."""
+    loggers = logging.root.manager.loggerDict.copy()  # other threads may be adding to it
     named = {
         plain_text(name): int(logger.level)
-        for name, logger in logging.root.manager.loggerDict.items()
+        for name, logger in loggers.items()
         if isinstance(logger, logging.Logger) and logger.level
     }
     return ConfigureLogging(int(logging.root.level), named, int(logging.root.manager.disable))

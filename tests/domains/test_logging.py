@@ -98,6 +98,31 @@ def test_a_domain_starts_whatever_its_parents_loggers_are_called(link, monkeypat
     assert run(main, link) == 1
 
 
+class _Disturbed(logging.Logger):
+    """Whoever asks for its level is overtaken by another thread that makes a logger."""
+
+    @property
+    def level(self):
+        thread = threading.Thread(target=logging.getLogger, args=(f"{log.name}.made meanwhile",))
+        thread.start()
+        thread.join()
+        return 0
+
+    @level.setter
+    def level(self, _):
+        pass
+
+
+def test_a_domain_starts_while_a_thread_makes_a_logger(monkeypatch):
+    loggers = logging.root.manager.loggerDict
+    monkeypatch.setattr(logging.root.manager, "loggerDict", {**loggers, "disturbed": _Disturbed("disturbed")})
+
+    async def main(env):
+        return await env.domain_mgr.run(abs, -1)
+
+    assert run(main) == 1
+
+
 def test_a_filter_that_fails_costs_its_record_alone(link, monkeypatch, capsys):
     def fail(record):
         raise ValueError("no opinion")
