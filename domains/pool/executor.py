@@ -35,6 +35,8 @@ T = TypeVar("T")
 X = TypeVar("X")
 Ts = TypeVarTuple("Ts")
 
+_NOT_OPEN_YET = "the executor pool is not open yet: submit inside its `async with` block"
+
 
 class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
     """Runs jobs in domains of its own, for the length of an `async with` block.
@@ -290,13 +292,15 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         """The dispatcher, while jobs may be submitted; raises Closed otherwise."""
         dispatch = self._dispatch
         if dispatch is None:
-            raise Closed("the executor pool is not open yet: submit inside its `async with` block")
+            raise Closed(_NOT_OPEN_YET)
         if dispatch.refusal is not None:
             raise dispatch.refusal
         return dispatch
 
     def _open_within(self) -> Dispatcher:
         """The same for jobs that are submitted by jobs: they may while the pool is being drained."""
+        if self._dispatch is None:
+            raise Closed(_NOT_OPEN_YET)  # it may be handed to other domains before it is entered
         dispatch = self._at_home()
         if dispatch.closed is not None:
             raise dispatch.closed

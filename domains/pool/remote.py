@@ -49,19 +49,23 @@ class RemoteDispatcher:
             raise RuntimeError(
                 "a job submits to a pool from its domain's own event loop only: make the submitting job `async`"
             )
-        self._references.calls.settle(self._home)
+        references = self._references
+        retries, retry = 0, b""
+        if job.retry is not None:
+            retries = job.retry.left
+            try:
+                retry = references.pickling.dumps_function(partial(Retry, on=job.retry.on, backoff=job.retry.backoff))
+            except BaseException as error:  # NotPicklable, or whatever a user's code raises
+                job.fail(error)
+                return
+            job.retry = None  # it is run again from its home
+        references.calls.settle(self._home)
         message = job.message(False)
         loan = current_loan()
         self._pending[message.job] = job, loan
         if loan is not None:
             loan.submitted()
         function = job.function
-        references = self._references
-        retries, retry = 0, b""
-        if job.retry is not None:
-            retries = job.retry.left
-            retry = references.pickling.dumps_function(partial(Retry, on=job.retry.on, backoff=job.retry.backoff))
-            job.retry = None  # it is run again from its home
         submit = SubmitJob(
             self._home,
             references.address,
@@ -146,6 +150,10 @@ class PoolReference(ExecutorPool):
 
     def home_gone(self, error: DomainsError) -> None:
         self._remote.home_gone(error)
+
+
+_FAILED = Raised(DomainsError("what a job from another domain has raised is its submitter's"), None)
+"""What such a job comes to where it is only relayed: enough to count it."""
 
 
 class RelayedJob(Job[None]):

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 
 import pytest
 
@@ -232,6 +233,40 @@ def test_a_submit_to_a_pool_that_is_closed_at_home_raises_closed(link):  # S67
             return await promise
 
     assert "closed" in run(main, link)
+
+
+async def submit_to_unopened(pool):
+    with pytest.raises(domains.Closed, match="not open yet"):
+        await pool.submit(abs, -1, weight=1.0)
+    return "refused"
+
+
+def test_a_submit_to_a_pool_that_is_not_entered_at_home_yet_raises_closed(link):
+    async def main(env):
+        return await env.domain_mgr.run(submit_to_unopened, ExecutorPool(env.domain_mgr, domain_count=1))
+
+    assert run(main, link) == "refused"
+
+
+async def submit_what_cannot_be_retried(pool):
+    class Unpicklable(Exception):
+        lock = threading.Lock()
+
+    with pytest.raises(domains.NotPicklable):
+        await pool.submit(abs, -1, weight=1.0, retries=1, retry_on=Unpicklable)
+    return await pool.submit(abs, -1, weight=1.0)
+
+
+def test_a_job_that_could_not_be_submitted_is_waited_for_by_nobody():
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            lent = []
+            member = next(iter(pool._dispatch._members))
+            member.handle._when_lent = lambda job, is_lent: lent.append(is_lent)
+            assert await pool.submit(submit_what_cannot_be_retried, pool, weight=0.5) == 1
+            return lent
+
+    assert run(main) == [True, False]  # once, for the one that was submitted
 
 
 def test_a_lent_weight_is_accounted_for():
