@@ -24,7 +24,7 @@ from domains.protocol import CancelSubmitted, JobRaised, JobReturned, SubmitJob,
 from domains.references.kind import Export, Kind
 from domains.references.registry import References
 from domains.retry import Retry
-from domains.scheduler.promise import Raised, Result, Returned
+from domains.scheduler.promise import Raised, Returned
 
 
 class RemoteDispatcher:
@@ -186,21 +186,17 @@ class RelayedJob(Job[None]):
             super().raised(message, buffers, pickling, reason)  # only then it matters which failure it is
         else:
             self._answer(True, message.data, message.seconds, buffers)
-            self._end(Returned(None))
+            self._end(_FAILED)
 
     def fail(self, error: BaseException) -> None:
         packed = pack_failure(error, self._references.pickling, f"domain {current().name!r}")
         self._answer(True, packed.data, 0.0, packed.buffers)
-        self._end(Returned(None))
+        self._end(_FAILED)
 
     def fail_undelivered(self, error: DomainsError, failure: BaseException | None = None) -> None:
         packed = pack_failure(error, self._references.pickling, f"domain {current().name!r}")
         self._answer(True, packed.data, 0.0, packed.buffers, undelivered=True)
-        self._end(Returned(None))
-
-    def _end(self, result: Result[None]) -> None:
-        assert not isinstance(result, Raised), "its failure is the submitter's"
-        super()._end(result)
+        self._end(_FAILED)
 
 
 class PoolKind(Kind):

@@ -346,6 +346,23 @@ def test_failures_count_as_ended_and_failed():
     assert told[-1] == (1, 1, 1)
 
 
+async def submit_failing(pool):
+    with pytest.raises(ValueError):
+        await pool.submit(int, "x", weight=0.5)
+
+
+def test_failures_of_what_other_domains_submitted_count_as_well():
+    told = []
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pool.watch(told.append):
+                await pool.submit(submit_failing, pool, weight=0.5)
+
+    run(main)
+    assert told[-1] == (2, 2, 1)
+
+
 def test_items_of_a_map_that_fails_or_is_left_have_all_ended():
     told = []
 
