@@ -152,10 +152,11 @@ class _LauncherConnection:
         self._control.close()
         self.process.wait()  # its socket closed as it ended
         processes, self._processes = list(self._processes.values()), {}
-        if not sys.platform.startswith("linux"):  # which kills them by their parent-death signal
+        if self.process.returncode != 0:  # else it has reaped them, and their numbers may be somebody else's
             for process in processes:
                 if process.pid is not None:
-                    with contextlib.suppress(ProcessLookupError):
+                    # Linux does so by their parent-death signal, which one that becomes another user loses.
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.killpg(process.pid, 9)
         return processes
 

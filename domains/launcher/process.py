@@ -137,9 +137,8 @@ class Launcher:
             _wait([self._wake_read], left)
             _drain(self._wake_read)
             self._reap()
-        for pid, _ in self._children.values():
-            _signal_child(pid, signal.SIGKILL, group=True)
-        for pid, _ in self._children.values():
+        killed = [pid for pid, _ in self._children.values() if _signal_child(pid, signal.SIGKILL, group=True)]
+        for pid in killed:
             os.waitpid(pid, 0)
         self._hear_out()
         if self._remove:
@@ -280,10 +279,15 @@ def _lead_own_group(pid: int) -> None:
         os.setpgid(pid, pid)
 
 
-def _signal_child(pid: int, number: int, *, group: bool) -> None:
-    os.kill(pid, number)  # not reaped yet, so the number is still its own
+def _signal_child(pid: int, number: int, *, group: bool) -> bool:
+    """False if that is not allowed: it may run as another user by now."""
     if group:
         _signal_group(pid, number)
+    try:
+        os.kill(pid, number)  # not reaped yet, so the number is still its own
+    except PermissionError:
+        return False
+    return True
 
 
 def _signal_group(leader: int, number: int) -> None:

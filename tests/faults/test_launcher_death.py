@@ -13,6 +13,7 @@ from domains.launcher import lifeline
 from domains.launcher.control import ControlSocket, Remove
 from domains.launcher.warm import LauncherProcess
 
+from .limits import without_capabilities
 from .program import Program, wait_until_gone
 
 GONE_SECONDS = 1.0
@@ -49,6 +50,57 @@ def test_the_launchers_death_ends_its_domains_and_a_new_one_serves_the_pool(link
             assert launcher_of(env) != first
 
     domains.run(main, link=link)
+
+
+def _become_nobody(start):
+    os.setuid(65534)
+    _spin(start)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+def test_the_launchers_death_ends_a_domain_that_has_become_another_user(link):
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain, Switch() as sw:
+            started, start = domains.Promise.create()
+            spinning = sw.fork_promise(domain.call, _become_nobody, start)
+            await started
+            os.kill(launcher_of(env), signal.SIGKILL)
+            with pytest.raises(DomainDied, match="launcher"):
+                await spinning
+            assert not wait_until_gone([domain.pid], GONE_SECONDS)
+
+    domains.run(main, link=link)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+def test_a_domain_that_the_launcher_may_not_signal_harms_no_other(link, tmp_path):
+    source = """
+    def become_nobody(start, path):
+        fifo = os.open(path, os.O_RDONLY)
+        os.setuid(65534)
+        start.resolve(None)
+        os.read(fifo, 1)
+
+    async def main(env):
+        os.mkfifo(sys.argv[2])
+        fifo = os.open(sys.argv[2], os.O_RDWR)
+        async with env.domain_mgr.spawn() as other, env.domain_mgr.spawn() as nobody, Switch() as sw:
+            assert await other.call(abs, -1) == 1
+            started, start = Promise.create()
+            sw.fork(nobody.call, become_nobody, start, sys.argv[2])
+            await started
+            nobody._handle.send_signal(signal.SIGURG)
+            assert await env.domain_mgr.run(abs, -2) == 2
+            assert await other.call(abs, -3) == 3
+            os.write(fifo, b"x")
+        say("end")
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link, str(tmp_path / "fifo"), prefix=without_capabilities("kill")) as program:
+        assert program.hear() == "end"
+        assert program.wait() == 0, program.errors
+        program.check_nothing_is_left()
 
 
 def test_the_launcher_leaves_to_the_parent_what_is_sent_to_every_process(link):
