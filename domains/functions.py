@@ -94,8 +94,7 @@ class FunctionCatalogue:
             return before[1]
         code = self._pickling.dumps_function(f)
         is_async = inspect.iscoroutinefunction(f)
-        if self._pickling.holds or len(code) > _LARGEST_KEPT_BYTES:
-            self._pickling._begin_attempt()  # gives up the holds of this pickle, which nobody will open
+        if not code or len(code) > _LARGEST_KEPT_BYTES:
             return self.add(call_passed_async if is_async else call_passed)._replace(name=name_of(f), passed=f)
         function = self.add_pickled(code, name_of(f), is_async)
         if plain and goes_by_name(f):

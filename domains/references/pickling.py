@@ -24,6 +24,7 @@ class ReferencePickling(Pickling):
     def __init__(self, references: References, memory: Memory | None) -> None:
         self._references = references
         self.holds: list[int] = []
+        """Those of the pickle that is being made."""
         reducers: dict[type, Callable[[Any], Any]] = {contextvars.ContextVar: reduce_variable}
         for kind in references.kinds.values():
             for each in kind.classes:
@@ -31,15 +32,25 @@ class ReferencePickling(Pickling):
         super().__init__(reducers, memory)
 
     def dumps(self, value: object, what: str, *about: object) -> Payload:
+        outer, self.holds = self.holds, []  # pickling runs a user's code, which may have something else pickled
         try:
             payload = super().dumps(value, what, *about)
+            return payload._replace(holds=self.holds) if self.holds else payload
         except BaseException:
             self._begin_attempt()
             raise
-        if self.holds:
-            payload = payload._replace(holds=self.holds)
-            self.holds = []
-        return payload
+        finally:
+            self.holds = outer
+
+    def dumps_function(self, f: Callable[..., Any]) -> bytes:
+        """As always, but b"" where it refers to objects with a home: its pickle may be opened any number of times."""
+        outer, self.holds = self.holds, []
+        try:
+            code = super().dumps_function(f)
+            return b"" if self.holds else code
+        finally:
+            self._begin_attempt()
+            self.holds = outer
 
     def pack(self, value: Any, what: str, *about: object) -> Payload:
         """As `dumps`, but a plain value is its own `data`."""
@@ -50,8 +61,9 @@ class ReferencePickling(Pickling):
         return self.loads(data, buffers) if type(data) is bytes else data
 
     def _begin_attempt(self) -> None:
-        holds, self.holds = self.holds, []
-        self._references.discharge(holds)
+        if self.holds:
+            holds, self.holds = self.holds, []
+            self._references.discharge(holds)
 
     def loads(self, data: bytes | memoryview, buffers: Sequence[Any]) -> Any:
         _opening.append(self._references)

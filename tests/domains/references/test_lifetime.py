@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from domains import Mutex, Promise, Resolver, Semaphore, Stream, Switch
+from domains import Mutex, NotPicklable, Promise, Resolver, Semaphore, Stream, Switch
 
 from . import moments
 from .remote import in_pool
@@ -231,3 +232,39 @@ def test_arguments_of_a_job_that_is_refused_are_not_held(option: dict[str, Any],
             await pool.submit(drop, Stream(1), weight=1.0, **option)
 
     in_pool(main, link)
+
+
+class Meanwhile:
+    """Does something while it is pickled."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self.act = act
+
+    def __reduce__(self) -> Any:
+        self.act()
+        return str, ("made",)
+
+
+async def put(stream: Stream[Any], item: Any) -> None:
+    await stream.add(item)
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise TypeError("stays here")
+
+
+@pytest.mark.parametrize("inner", [(drop, 1), (lambda: None,), (drop, Unpicklable())])
+def test_a_pickle_that_is_made_in_the_midst_of_another_leaves_it_its_holds(inner: Any) -> None:
+    async def main(pool: Any) -> None:
+        stream: Stream[Any] = Stream(1)
+        async with Switch() as sw:
+
+            def submit() -> None:
+                with contextlib.suppress(NotPicklable):
+                    pool.submit_fork(sw, *inner, weight=1.0)
+
+            await pool.submit(put, stream, Meanwhile(submit), weight=1.0)  # begins when the other has ended
+        assert await stream.take() == "made"
+
+    in_pool(main, "socketpair")
