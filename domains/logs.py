@@ -99,6 +99,8 @@ class _Forwarder(logging.Handler):
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._process = os.getpid()
+        self._pickling_apart = Pickling()
+        """For other threads: objects with a home, and what is on its way, are the loop's thread's."""
         self._dropped = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -119,7 +121,7 @@ class _Forwarder(logging.Handler):
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         text = plain_text(record.getMessage())
-        pickling = self._conversation.pickling
+        pickling = self._conversation.pickling if threading.get_ident() == self._thread else self._pickling_apart
         extra = b""
         buffers: list[Any] = []
         if more := {name: value for name, value in record.__dict__.items() if name not in _NOT_EXTRA}:

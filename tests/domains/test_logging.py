@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 
 import domains
-from domains import ExecutorPool, Switch
+from domains import ExecutorPool, Stream, Switch
 
 log = logging.getLogger("tests.domains.logging")
 
@@ -208,6 +208,54 @@ def test_records_of_a_thread_of_a_domain_arrive(link, caplog):
 
     run(main, link)
     assert [record.threadName for record in caplog.records if record.name == log.name] == ["helper"]
+
+
+class Meanwhile:
+    """Does something while it is pickled, and cannot be."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __reduce__(self):
+        self.act()
+        raise TypeError("stays here")
+
+
+class Then(Meanwhile):
+    """Does something while it is pickled."""
+
+    def __reduce__(self):
+        self.act()
+        return str, ("made",)
+
+
+def make_streams_while_a_thread_logs():
+    begun, go_on = threading.Event(), threading.Event()
+
+    def pause():
+        begun.set()
+        go_on.wait()
+
+    thread = threading.Thread(target=log.warning, args=("from a thread",), kwargs={"extra": {"n": Meanwhile(pause)}})
+
+    def begin():
+        thread.start()
+        begun.wait()
+
+    def end():
+        go_on.set()
+        thread.join()
+
+    return Stream(1), Then(begin), Stream(1), Then(end)
+
+
+def test_a_record_that_a_thread_makes_leaves_alone_what_is_pickled_meanwhile(caplog):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            first, _, second, _ = await pool.submit(make_streams_while_a_thread_logs, weight=1.0)
+            return len(first), len(second)
+
+    assert run(main) == (0, 0)
 
 
 def run_nested():
