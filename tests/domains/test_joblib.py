@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import threading
@@ -131,6 +132,45 @@ def test_a_mapped_file_is_written_by_the_domains(tmp_path: Path) -> None:
             kinds = joblib.Parallel()(joblib.delayed(put)(out, n) for n in range(count))
         assert set(kinds) == {"memmap"}
         assert [float(numpy.max(out[n])) for n in range(count)] == list(range(count))
+
+
+def fill(part: Any, value: float) -> tuple[Any, ...]:
+    before = part.tolist()
+    part[...] = value
+    return type(part).__name__, before, part.flags.c_contiguous
+
+
+def test_parts_of_a_mapped_file_are_written_by_the_domains(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    out = numpy.memmap(tmp_path / "out", numpy.dtype([("name", "S3"), ("x", float)]), "w+", 16, (6, 8), "F")
+    out["x"] = numpy.arange(48).reshape(6, 8)
+    views = [
+        lambda whole: whole["x"][0],
+        lambda whole: whole["x"][1][::-2],
+        lambda whole: whole["x"].T[3:5, 4:1:-1],
+        lambda whole: numpy.asarray(whole[5:]["x"])[:, :0],
+        lambda whole: numpy.asarray(whole)["x"][5:],
+        lambda whole: numpy.lib.stride_tricks.as_strided(whole["x"][4], (2,), (0,)),
+    ]
+    expected = out.copy()
+    with joblib.parallel_config("domains", n_jobs=2):
+        told = joblib.Parallel()(joblib.delayed(fill)(view(out), -n) for n, view in enumerate(views, 1))
+    for n, view in enumerate(views, 1):
+        kind, before, is_contiguous = told[n - 1]
+        assert kind == ("memmap" if view(out).size else "ndarray")
+        assert (before, is_contiguous) == (view(expected).tolist(), view(out).flags.c_contiguous)
+        view(expected)[...] = -n
+    assert out.tolist() == expected.tolist()
+
+
+def test_a_part_of_a_mapped_file_that_may_not_be_written_arrives_so(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    numpy.arange(10.0).tofile(tmp_path / "file")
+    for mode in "r", "r+":
+        part = numpy.memmap(tmp_path / "file", float, mode)[3:5]
+        part.flags.writeable = False
+        with joblib.parallel_config("domains", n_jobs=2), pytest.raises(ValueError, match="read-only"):
+            parallel(functools.partial(fill, value=1.0), [part] * 3)
 
 
 def test_a_mapped_file_that_was_changed_in_memory_only_travels_as_it_is_there(tmp_path: Path) -> None:
