@@ -189,7 +189,14 @@ class Members:
     def _recruit(self) -> None:
         options = self._options
         handle = self._manager.open(heartbeat_seconds=self._heartbeat_seconds)
-        state = MemberState.SERVING if self._initializer is None else MemberState.STARTING
+        job: Job[Any] | None = None
+        if self._initializer is not None:
+            try:
+                job = Job(self._initializer, options.initargs, self._manager.references, 0, handle)
+            except BaseException:  # they could be pickled once, and have changed since
+                handle.kill("what its initializer is to be called with cannot be pickled")
+                raise
+        state = MemberState.SERVING if job is None else MemberState.STARTING
         member = self._by_handle[handle] = Member(handle, state)
         handle.grace_seconds = options.grace
         handle.conversation.after_frame(self._listener.answers_came)
@@ -199,8 +206,7 @@ class Members:
         handle.when_ended(self._ended)
         if options.max_memory is not None:
             handle.watch_memory(options.max_memory, partial(self._too_large, member))
-        if self._initializer is not None:
-            job: Job[Any] = Job(self._initializer, options.initargs, self._manager.references, 0, handle)
+        if job is not None:
             job.on_end = partial(self._initialized, member)
             handle.start([job])
         if self._shrinking is None and self._count() > options.min_domains:

@@ -308,6 +308,25 @@ def test_an_initializer_that_cannot_travel_is_refused_when_the_pool_is_entered()
     run(main)
 
 
+def test_what_cannot_travel_any_more_when_a_domain_is_replaced_fails_the_jobs():
+    config = {}
+
+    def initializer(config):
+        pass
+
+    async def main(env):
+        pool = ExecutorPool(env.domain_mgr, domain_count=1, initializer=initializer, initargs=(config,))
+        async with pool:
+            await pool.ready()
+            config["lock"] = threading.Lock()
+            with pytest.raises(domains.DomainDied):
+                await pool.submit(os._exit, 3, weight=1.0)
+            with pytest.raises(domains.NotPicklable):
+                await pool.submit(abs, -1, weight=1.0, timeout=10.0)
+
+    run(main)
+
+
 def test_a_long_job_of_a_recycled_domain_ends_there(tmp_path):
     begin, finish = tmp_path / "begin", tmp_path / "finish"
 
