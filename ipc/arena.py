@@ -17,6 +17,7 @@ All methods may be called from any thread; garbage collection, which comes at an
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import struct
@@ -53,10 +54,16 @@ DESCRIPTOR_BYTES = _LEASE_AT + _LEASE.size
 _ZEROS = bytes(1 << 20)
 
 
-class LostBuffer(bytes):
-    """A descriptor whose memory cannot be had any more, because its lender is gone; using it is an error."""
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
-    __slots__ = ()
+
+class LostBuffer(bytes):
+    """A descriptor whose memory cannot be had; using it is an error.
+
+    `shortage` is what this process lacks to map it, or None if the lender is gone.
+    """
+
+    shortage: OSError | None = None
 
 
 class ArenaStatistics(NamedTuple):
@@ -96,6 +103,8 @@ class Arena:
         self._leases: dict[int, _Lease] = {}
         self._leases_enough = _FEW_LEASES
         self._orphans: set[int] = set()
+        self._unopened: list[bytes] = []
+        """Descriptors of what was lent to this process when it could not map it, to be given back."""
         self._ended: deque[Block | Loan] = deque()
         self._users = 0
 
@@ -280,17 +289,38 @@ class Arena:
         with self._lock:
             try:
                 segment = self._find(descriptor[_SEGMENT_AT:_CELLS_AT])
-                cells = self._find_cells(descriptor[_CELLS_AT:_LEASE_AT], segment)
+                cells = self._find_cells(descriptor)
                 memory = segment.memory.part(start, length)
                 cells.open(index, generation)
-            except (OSError, ValueError, IndexError, OverflowError, StaleLease):
-                return LostBuffer(descriptor)
+            except (OSError, ValueError, IndexError, OverflowError, StaleLease) as error:
+                lost = LostBuffer(descriptor)
+                if isinstance(error, OSError) and error.errno in _SHORTAGES:
+                    lost.shortage = error
+                    self._unopened.append(descriptor)
+                return lost
+            if isinstance(segment, Foreign):
+                segment.cells = cells
             new_loan(memory, segment, start, length, self._part_ended, cells, index)
         view = pickle.PickleBuffer(memory).raw()
         if writable:
             self.has_shared = True
             return view
         return view.toreadonly()
+
+    def _give_back_unopened(self) -> None:
+        unopened, self._unopened = self._unopened, []
+        for descriptor in unopened:
+            index, generation, *_ = _LEASE.unpack_from(descriptor, _LEASE_AT)
+            try:
+                cells = self._find_cells(descriptor)
+                cells.open(index, generation)
+            except OSError as error:
+                if error.errno in _SHORTAGES:
+                    self._unopened.append(descriptor)
+            except StaleLease:
+                pass
+            else:
+                cells.give_back(index)
 
     def _find(self, location: bytes) -> Own | Foreign:
         number = location_number(location)
@@ -304,7 +334,8 @@ class Arena:
         self._addresses.add(found)
         return found
 
-    def _find_cells(self, location: bytes, segment: Own | Foreign) -> Cells:
+    def _find_cells(self, descriptor: bytes) -> Cells:
+        location = descriptor[_CELLS_AT:_LEASE_AT]
         number = location_number(location)
         cells = self._foreign_cells.get(number)
         if cells is None:
@@ -312,8 +343,6 @@ class Arena:
                 return self._cells
             cells = self._foreign_cells[number] = Cells(Segment.open(location))
             cells.segment.close()  # only the mapping is needed
-        if isinstance(segment, Foreign):
-            segment.cells = cells
         return cells
 
     # Keeping house
@@ -348,9 +377,10 @@ class Arena:
         with self._lock:
             if self._orphans:
                 self._bury_the_dead()
+            self._give_back_unopened()
             self._collect()
             self._give_up_idle(IDLE_SECONDS)
-            return bool(self._own.segments or self._foreign)
+            return bool(self._own.segments or self._foreign or self._unopened)
 
     def _give_up_idle(self, seconds: float) -> None:
         self._own.drop_idle(seconds)

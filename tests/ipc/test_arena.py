@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -15,11 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domains import NotPicklable
 from domains.ipc import arena as arena_module
 from domains.ipc.arena import DESCRIPTOR_BYTES, Arena, LostBuffer
 from domains.ipc.blocks import Blocks, whole_pages
 from domains.ipc.leases import Cells, LeaseState, StaleLease, is_alive, this_process
 from domains.ipc.parts import Foreign, new_loan
+from domains.ipc.pickling import Pickling
 from domains.ipc.segments import Segment, has_memfd
 from tests.ipc.borrower import Borrower
 
@@ -301,6 +304,25 @@ def test_a_lease_is_opened_once(make_arena):
     (first,) = other.borrow([descriptor])
     (second,) = other.borrow([descriptor])
     assert (len(first), type(second)) == (MB, LostBuffer)
+
+
+def test_what_cannot_be_mapped_for_want_of_descriptors_says_so_and_is_given_back(make_arena):
+    arena, other = make_arena(), make_arena()
+    descriptor = lend(arena, arena.keep([bytes(MB)]))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        (lost,) = other.borrow([memoryview(descriptor)])
+        other.keep_house()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with pytest.raises(NotPicklable, match="Too many open files"):
+        Pickling().loads(b"", [lost])
+    assert arena.statistics().leases == 1
+    other.keep_house()
+    assert arena.statistics().leases == 0
 
 
 # Passing on
