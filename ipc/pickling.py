@@ -42,7 +42,9 @@ _SCALARS = frozenset({int, float, bool, str, bytes, type(None), complex})
 
 Reducer = Callable[[Any], Any]
 _SURELY_DATA_BYTES = 1 << 17
-"""The pickler writes what it says itself in pieces smaller than this; a larger one is some object's bytes."""
+"""A piece as large as this that does not begin as the pickler begins its own is some object's bytes."""
+
+_BEGINNINGS = (pickle.PROTO, pickle.FRAME)
 
 _Keeper = Callable[[pickle.PickleBuffer], bool]
 
@@ -240,7 +242,8 @@ def _pieces_of(kind: Any, value: object, keep: _Keeper | None, table: Mapping[ty
 
 
 def _speaks_of_main(pieces: list[Any]) -> bool:
-    return any(b"__main__" in piece for piece in pieces if len(piece) < _SURELY_DATA_BYTES)
+    # A large int lies among what the pickler says itself; bytes that begin alike are searched for nothing.
+    return any(b"__main__" in piece for piece in pieces if len(piece) < _SURELY_DATA_BYTES or piece[:1] in _BEGINNINGS)
 
 
 def _snapshot(buffer: pickle.PickleBuffer, memory: Memory) -> Any:

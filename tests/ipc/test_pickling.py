@@ -254,15 +254,17 @@ pickling = Pickling()
 out = sys.stdout.buffer
 out.write(pickling.dumps_function(f).hex().encode() + b"\\n")
 out.write(pickling.dumps([Point(21)], "a value").data.hex().encode() + b"\\n")
+out.write(pickling.dumps([Point(21), 1 << 1_100_000], "a value").buffers[0].hex().encode() + b"\\n")
 """
 
 
 def test_what_main_defines_opens_in_a_process_that_never_saw_it():
     done = subprocess.run([sys.executable, "-c", _IN_MAIN], capture_output=True, check=True)
-    function, points = (bytes.fromhex(line.decode()) for line in done.stdout.split())
+    function, points, beside_large_int = (bytes.fromhex(line.decode()) for line in done.stdout.split())
     pickling = Pickling()
     assert pickling.loads(function, ())(4) == 8
     assert pickling.loads(points, ())[0].double() == 42
+    assert pickling.loads(beside_large_int, ())[0].double() == 42
 
 
 def test_text_that_mentions_main_arrives_as_it_is(pickling):
