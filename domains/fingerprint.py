@@ -8,15 +8,14 @@ becoming another object.
 
 from __future__ import annotations
 
+import sys
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 Fingerprint = tuple[Any, ...]
 
 _MISSING = object()
-_IMMUTABLE = frozenset(
-    {int, float, str, bytes, bool, type(None), complex, range, type(...), ModuleType, BuiltinFunctionType}
-)
+_IMMUTABLE = frozenset({int, float, str, bytes, bool, type(None), complex, range, type(...)})
 _MOST_FUNCTIONS = 16
 """A function that leads to more others than this is pickled anew each time."""
 
@@ -66,8 +65,23 @@ def _is_immutable(value: Any) -> bool:
         return True
     if kind is tuple:
         return all(_is_immutable(item) for item in value)
-    # A class of another module goes by name, whatever is in it.
-    return isinstance(value, type) and value.__module__ != "__main__"
+    if kind is BuiltinFunctionType:
+        return _is_immutable(value.__self__)  # which is its module, or what it is a method of
+    # What goes by name does so whatever is in it.
+    if kind is ModuleType:
+        return sys.modules.get(getattr(value, "__name__", None) or "") is value
+    return isinstance(value, type) and goes_by_name(value)
+
+
+def goes_by_name(value: Any) -> bool:
+    """Whether another process finds this very function or class by importing its module."""
+    module = sys.modules.get(getattr(value, "__module__", None) or "")
+    if module is None or module.__name__ == "__main__":
+        return False
+    found: Any = module
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is value
 
 
 def _names_in(code: CodeType) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from domains.errors import NotPicklable
-from domains.fingerprint import Fingerprint, fingerprint, is_same
+from domains.fingerprint import Fingerprint, fingerprint, goes_by_name, is_same
 from domains.ipc.pickling import Pickling
 from domains.passed_function import call_passed, call_passed_async
 
@@ -115,19 +115,6 @@ class FunctionCatalogue:
         else:
             self._by_code.move_to_end(code)
         return function
-
-
-def goes_by_name(f: Any) -> bool:
-    """Whether another process finds this very function by importing its module."""
-    import sys
-
-    module = sys.modules.get(getattr(f, "__module__", None) or "")
-    if module is None or module.__name__ == "__main__":
-        return False
-    found: Any = module
-    for part in f.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found is f
 
 
 class SentFunctions:

@@ -49,10 +49,20 @@ def in_main(source: str) -> dict[str, Any]:
 
 
 SOURCE = """
-import math
+import collections, json, math, types
+from json import JSONDecoder
 limit = 5
 items = [1]
+look_up = {}.get
+join = ",".join
+from_keys = dict.fromkeys
+settings = types.ModuleType("settings")
+Local = collections.namedtuple("Local", "x", module="json")
 def helper(): return limit
+def uses_what_goes_by_name(): return math, math.sin, JSONDecoder, json.dumps, join, from_keys, print
+def uses_method(): return look_up
+def uses_module(): return settings
+def uses_class(): return Local
 def uses_helper(x=1): return helper() + math.pi + x
 def uses_list(): return items
 def make(n):
@@ -60,8 +70,9 @@ def make(n):
 """
 
 
-def test_a_function_that_cannot_have_changed_is_pickled_once() -> None:
-    f = in_main(SOURCE)["uses_helper"]
+@pytest.mark.parametrize("name", ["uses_helper", "uses_what_goes_by_name"])
+def test_a_function_that_cannot_have_changed_is_pickled_once(name: str) -> None:
+    f = in_main(SOURCE)[name]
     one, other = catalogued([f, f])
     assert one is other
     assert counts.pop() == 1
@@ -83,7 +94,7 @@ def test_one_that_has_changed_is_pickled_anew(change: str) -> None:
     assert one.code != other.code or "attribute" in change
 
 
-@pytest.mark.parametrize("name", ["uses_list", "closure"])
+@pytest.mark.parametrize("name", ["uses_list", "uses_method", "uses_module", "uses_class", "closure"])
 def test_one_that_refers_to_what_may_change_is_pickled_each_time(name: str) -> None:
     names = in_main(SOURCE)
     f = names["make"](1) if name == "closure" else names[name]
