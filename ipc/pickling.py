@@ -21,7 +21,7 @@ import sys
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from sys import getsizeof
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from domains.errors import Cancelled, DomainDied, NotPicklable
 from domains.ipc.arena import LostBuffer
@@ -290,13 +290,18 @@ def _reduce_ndarray(dtype: Callable[[str], Any], values: Any) -> Any:
     # The one dtype object of its kind, so nothing but the character need be said of it.
     if kind.kind in "biufc" and dtype(kind.char) is kind and values.flags.c_contiguous:
         return _rebuild_ndarray, (pickle.PickleBuffer(values), kind.char, values.shape)
+    # NumPy gives no buffer for times, nor for structures with one, so it would copy them, even if they are shared.
+    if kind.kind in "mMV" and values.flags.forc and kind.itemsize and not kind.hasobject:
+        order = "C" if values.flags.c_contiguous else "F"
+        data = values.reshape(-1, order=order).view("u1")
+        return _rebuild_ndarray, (pickle.PickleBuffer(data), kind, values.shape, order)
     return values.__reduce_ex__(_PROTOCOL)
 
 
-def _rebuild_ndarray(buffer: Any, kind: str, shape: tuple[int, ...]) -> Any:
+def _rebuild_ndarray(buffer: Any, kind: Any, shape: tuple[int, ...], order: Literal["C", "F"] = "C") -> Any:
     import numpy
 
-    return numpy.ndarray(shape, kind, buffer)
+    return numpy.ndarray(shape, kind, buffer, order=order)
 
 
 def _hint(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domains import Cancelled, NotPicklable
+from domains.ipc.arena import Arena
 from domains.ipc.pickling import OUT_OF_BAND_BYTES, Payload, Pickling
 
 
@@ -582,6 +583,11 @@ def test_nothing_is_kept_between_values(pickling):
         numpy.array([b"a"]),
         numpy.array(["2020-01-01"], "M8[D]"),
         numpy.array([(1, 2.0)], [("x", int), ("y", float)]),
+        numpy.zeros((0, 3), "m8[s]"),
+        numpy.array(5, ">M8[s]"),
+        numpy.asfortranarray(numpy.arange(20_000).view("M8[s]").reshape(200, 100)),
+        numpy.zeros(2, [("inner", [("when", "M8[D]")], 3), ("name", "U3")]),
+        numpy.zeros(2, "V0"),
         numpy.array([1, "x", None], object),
         numpy.array([1.0], numpy.dtype(float, metadata={"unit": "m"})),
         numpy.ma.masked_array([1, 2], [True, False]),
@@ -597,6 +603,17 @@ def test_arrays_of_all_kinds_arrive_as_they_are(values):
     assert arrived.dtype.char == values.dtype.char
     assert arrived.shape == values.shape
     assert (arrived == values).all()
+
+
+@pytest.mark.parametrize("dtype", ["M8[s]", "m8[s]", [("when", "M8[s]"), ("x", float)]], ids=str)
+def test_arrays_of_times_are_shared_as_others_are(dtype):
+    arena = Arena(1 << 20)
+    values = numpy.ndarray((2, 3), dtype, arena.allocate_shared(6 * numpy.dtype(dtype).itemsize))
+    for each in values, values[1], values.T:
+        payload = Pickling(memory=arena).dumps(each, "a value")
+        arrived = pickle.loads(payload.data, buffers=payload.buffers)
+        assert numpy.shares_memory(arrived, values)
+        assert (arrived.dtype, arrived.strides) == (each.dtype, each.strides)
 
 
 def test_a_small_array_can_be_written_where_it_arrives_unless_it_could_not_be_here():
