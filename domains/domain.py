@@ -153,10 +153,11 @@ class DomainHandle:
         assert self._when_lent is None
         self._when_lent = callback
 
-    def start(self, jobs: Sequence[Job[Any]], *, at_once: bool = False) -> None:
+    def start(self, jobs: Sequence[Job[Any]], *, at_once: bool = False) -> Sequence[Job[Any]]:
         """Send jobs, having offered the tickets of those with a weight. Raises Closed or DomainDied.
 
-        Or without an offer, so that they start `at_once`: for a domain that has no others.
+        Or without an offer, so that they start `at_once`: for a domain that has no others. Returns the last of them,
+        queued as before, if there is no room to offer so many.
         """
         if self.state is not _OPEN:
             if self.state is DomainState.DEAD:
@@ -171,14 +172,16 @@ class DomainHandle:
             if message.offered:
                 tickets.append(message.job)
         if not self.link.is_open:
-            return  # it is as good as dead; how it ended, and with that what to tell the jobs, will be known soon
+            return ()  # it is as good as dead; how it ended, and with that what to tell the jobs, will be known soon
+        unoffered: Sequence[Job[Any]] = ()
         # The offer comes first: a domain looks for it when the message arrives, and only then.
-        if tickets:
-            self.claims.offer(tickets)
+        if tickets and (offered := self.claims.offer(tickets)) < len(tickets):
+            unoffered = self._hand_back([message.job for message in messages if message.job >= tickets[offered]])
+            del messages[-len(unoffered) :]
         function = None
         send = self._send
         try:
-            for job, message in zip(jobs, messages, strict=True):
+            for job, message in zip(jobs, messages, strict=False):
                 if job.function is not function:
                     function = job.function
                     if self._functions.is_new(function):
@@ -187,7 +190,8 @@ class DomainHandle:
                             send(ForgetFunctions(surplus))
                 send(message, job.buffers)
         except ConnectionLost:
-            return  # one of these messages has ended the link: the jobs are told with all others that are here
+            pass  # one of these messages has ended the link: the jobs are told with all others that are here
+        return unoffered
 
     def cancel(self, job: Job[Any], reason: BaseException) -> None:
         """Ask for the end of a job that was sent here; its answer still comes."""

@@ -12,16 +12,18 @@ Cost: an offer or claim of any number of jobs is one system call; marking a star
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import mmap
 import os
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 _TOKEN_BYTES = 8
-MOST_OFFERED = 4096
-"""How many offers a pipe of the usual 64 KiB takes for sure; the parent keeps its offers below it."""
+_PIPE_BYTES = 64 * 1024
+"""What a pipe usually holds. An offer that finds no room is not made."""
 
 
 class _Claims:
@@ -33,13 +35,6 @@ class _Claims:
         self._page = page
         self._map = mmap.mmap(page, _TOKEN_BYTES)
         self._started = memoryview(self._map).cast("q")
-
-    def _take(self, most: int) -> list[int]:
-        try:
-            data = os.read(self._reading, most * _TOKEN_BYTES)
-        except BlockingIOError:
-            return []
-        return list(struct.unpack(f"={len(data) // _TOKEN_BYTES}q", data))
 
     def close(self) -> None:
         """Release the descriptors and the page; idempotent."""
@@ -70,15 +65,35 @@ class OfferedClaims(_Claims):
         """What the domain must inherit, under the names that `ReceivedClaims` expects."""
         return {"claims": self._reading, "started": self._page}
 
-    def offer(self, jobs: Sequence[int]) -> None:
-        """Let the domain start these, in this order. At most `MOST_OFFERED` may be unclaimed at any time."""
+    def offer(self, jobs: Sequence[int]) -> int:
+        """Let the domain start these, in this order. Returns how many: there may be no room for all."""
         data = struct.pack(f"={len(jobs)}q", *jobs)
-        written = os.write(self._writing, data)
-        assert written == len(data), "more offers than the pipe holds"
+        try:
+            written = os.write(self._writing, data)
+        except BlockingIOError:
+            return 0
+        assert written % _TOKEN_BYTES == 0
+        return written // _TOKEN_BYTES
+
+    def when_room(self, callback: Callable[[], object]) -> Callable[[], object]:
+        """Call this once, when more can be offered; returns what withdraws it. At most one may wait at a time."""
+        loop = asyncio.get_running_loop()
+        withdraw = partial(loop.remove_writer, self._writing)
+
+        def tell() -> None:
+            withdraw()
+            callback()
+
+        loop.add_writer(self._writing, tell)
+        return withdraw
 
     def take_back(self) -> list[int]:
         """Every offer that nobody has claimed, in order; the domain will not start these."""
-        return self._take(MOST_OFFERED)
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            while len(data) % _PIPE_BYTES == 0:  # a pipe may be larger than usual
+                data += os.read(self._reading, _PIPE_BYTES)
+        return list(struct.unpack(f"={len(data) // _TOKEN_BYTES}q", data))
 
     def last_started(self) -> int:
         """The job that the domain started last, or -1. Exact once the domain has ended."""

@@ -9,7 +9,7 @@ not begun goes to others, and what it had begun too, after a while, if it may be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,7 +33,7 @@ _AHEAD_SECONDS = 0.002
 """How much work is sent ahead to a busy domain: more than a turn of the parent's loop takes."""
 
 _MOST_AHEAD = 2048
-"""The same as a number of jobs; well below `domains.ipc.claims.MOST_OFFERED`."""
+"""The same as a number of jobs."""
 
 _MOST_PUSHED = 256
 """After so many submissions in one turn of the loop the first are sent, so that domains begin while more come."""
@@ -343,9 +343,13 @@ class Dispatcher:
         link = member.handle.link
         link.hold()
         try:
-            member.handle.start(batch, at_once=at_once)
+            unoffered = member.handle.start(batch, at_once=at_once)
         finally:
             link.flush()
+        if unoffered:
+            self._put_back(member, unoffered)
+            if member.handle.takes_jobs:  # sending may have ended the link
+                member.waiting = member.handle.claims.when_room(partial(self._takes_more, member))
 
     def _jobs_ahead(self) -> int:
         """How many jobs to send to a domain beyond what it can start now."""
@@ -355,16 +359,15 @@ class Dispatcher:
         return min(_MOST_AHEAD, int(_AHEAD_SECONDS / max(seconds, 1e-7)))
 
     def _is_congested(self, member: Member) -> bool:
-        if not member.handle.link.is_congested:
-            return False
         if member.waiting is None:
-
-            def writable() -> None:
-                member.waiting = None
-                self.changed()
-
-            member.waiting = member.handle.link.when_writable(writable)
+            if not member.handle.link.is_congested:
+                return False
+            member.waiting = member.handle.link.when_writable(partial(self._takes_more, member))
         return True
+
+    def _takes_more(self, member: Member) -> None:
+        member.waiting = None
+        self.changed()
 
     def _rebalance(self) -> None:
         """Nothing waits here: if a domain could start what another was sent ahead, take that back and send it."""
@@ -387,14 +390,17 @@ class Dispatcher:
     def take_back(self, member: Member) -> None:
         """Have what this domain was sent and has not begun back in the queue."""
         if taken := member.handle.take_back():
-            for job in taken:
-                member.load -= job.weight
-                job.holder = None
-            member.sent -= len(taken)
-            self._queue.put_back(taken)
+            self._put_back(member, taken)
             if member.state is _RETIRED:
                 self._members.relieved(member)
             self.changed()
+
+    def _put_back(self, member: Member, jobs: Sequence[Job[Any]]) -> None:
+        for job in jobs:
+            member.load -= job.weight
+            job.holder = None
+        member.sent -= len(jobs)
+        self._queue.put_back(jobs)
 
 
 def _may_be_run_again(job: Job[Any]) -> bool:

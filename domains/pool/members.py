@@ -65,8 +65,8 @@ class Member:
         self.answered = 0
         self.sent_before = -1
         """What `sent` was when idleness was last looked at."""
-        self.waiting: Callable[[], None] | None = None
-        """Withdraws the wait for its congested link."""
+        self.waiting: Callable[[], object] | None = None
+        """Withdraws the wait for its congested link, or for room to offer it more."""
         self.failure: BaseException | None = None
         """What its initializer has raised."""
 

@@ -2,6 +2,8 @@
 # ruff: noqa: ASYNC110 - jobs tell the tests by files where they are
 
 import asyncio
+import fcntl
+import os
 import time
 
 import pytest
@@ -133,6 +135,50 @@ def test_a_light_job_behind_a_plain_one_moves_to_a_domain_that_becomes_idle(link
     assert domains.run(main, link=link) == 3
 
 
+def _be_busy(begin, fifo):
+    begin.touch()
+    with open(fifo) as file:
+        file.read()
+
+
+_met = 0
+_all_are_here: asyncio.Event | None = None
+
+
+async def _meet(count):
+    global _met, _all_are_here
+    _all_are_here = _all_are_here or asyncio.Event()
+    _met += 1
+    if _met == count:
+        _all_are_here.set()
+    await _all_are_here.wait()
+
+
+def test_more_light_jobs_than_can_be_offered_at_a_time_all_run_together(tmp_path):  # S65
+    begin, fifo, count = tmp_path / "begin", str(tmp_path / "fifo"), 1000
+    os.mkfifo(fifo)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            (member,) = pool._dispatch._members
+            pipe = member.handle.claims._writing
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+            pool.submit_fork(sw, _be_busy, begin, fifo, weight=0.0)
+            while not begin.exists():
+                await asyncio.sleep(0.001)
+            jobs = [pool.submit_fork(sw, _meet, count, weight=0.00001) for _ in range(count)]
+            await domains.fiber.yield_now()
+            offered = pool.stats().running - 1
+            os.close(os.open(fifo, os.O_WRONLY))
+            for job in jobs:
+                await job
+            return offered, pool.stats()
+
+    offered, stats = domains.run(main)
+    assert offered == 512
+    assert (stats.queued, stats.running, stats.weight) == (0, 0, 0.0)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_jobs_sent_ahead_to_a_domain_that_dies_are_run_elsewhere(link, count):
     async def main(env):
@@ -150,7 +196,6 @@ def test_jobs_sent_ahead_to_a_domain_that_dies_are_run_elsewhere(link, count):
 
 
 def _die():
-    import os
     import signal
 
     os.kill(os.getpid(), signal.SIGKILL)
