@@ -3,6 +3,7 @@
 The parent says which levels its loggers have when it starts a domain; there, a handler on the root logger sends what
 passes them. In the parent a record is handled by the logger of the same name; its `domain` and `processName` say where
 it comes from. Records that come faster than the parent reads are counted and dropped, and the next one says so.
+Attributes that cannot be pickled, or are references such as promises, arrive as what `repr` says of them.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ import asyncio
 import logging
 import os
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from domains.conversation import Buffers, Conversation
 from domains.errors import NotPicklable
 from domains.identity import current
+from domains.ipc.frames import byte_view
 from domains.ipc.pickling import Pickling
 from domains.plain_text import plain_text
 from domains.protocol import ConfigureLogging, LogRecord
 from domains.references.plain import MOST_INT
 
 _MOST_PENDING_BYTES = 4 << 20
+
+_RECORD_BYTES = 1 << 10
+"""About so much a record takes beside what is said in it."""
 
 _FIELDS = (
     "name",
@@ -78,7 +83,7 @@ def handle_record(domain: str, message: LogRecord, buffers: Buffers, pickling: P
         except NotPicklable as error:
             attributes["msg"] += f" (its extra attributes are lost: {error})"
     record = logging.makeLogRecord(attributes)
-    logger = logging.getLogger(record.name)
+    logger = logging.getLogger(str(record.name))  # it is whatever the record was made with
     try:
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)
@@ -91,61 +96,104 @@ _reporter = logging.Handler()
 
 
 class _Forwarder(logging.Handler):
-    """Sends records to the parent. May be called in any thread, and in a plain job."""
+    """Sends records to the parent. May be called in any thread, and in a plain job.
+
+    What other threads log waits, up to a size, for the loop's next turn, or for what a plain job logs before that.
+    """
 
     def __init__(self, conversation: Conversation) -> None:
         super().__init__()
-        self._conversation = conversation
+        self._link = conversation.link
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._process = os.getpid()
-        self._pickling_apart = Pickling()
-        """For other threads: objects with a home, and what is on its way, are the loop's thread's."""
+        # Not the conversation's, which is for its own thread only, and whose pickles hold on to what they refer to: a
+        # record may be dropped.
+        self._pickling = Pickling()
+        self._waiting: list[_Packed] = []  # this and the next two belong to who has acquired the handler
+        self._waiting_bytes = 0
         self._dropped = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        if os.getpid() != self._process:  # a process that a job has forked: the link is not its own
+        if os.getpid() != self._process or not self._link.is_open:
+            # A process that a job has forked, whose link this is not; or the end of the domain, as exit functions run.
             if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
                 logging.lastResort.handle(record)
             return
         try:
-            message, buffers = self._pack(record)
+            packed = self._pack(record)
             if threading.get_ident() == self._thread:
-                self._send(message, buffers)
+                self._send_waiting()
+                self._send(packed)
             else:
-                self._loop.call_soon_threadsafe(self._send, message, buffers)
+                self._keep(packed)
         except Exception:
             self.handleError(record)
 
-    def _pack(self, record: logging.LogRecord) -> tuple[LogRecord, list[Any]]:
+    def _pack(self, record: logging.LogRecord) -> _Packed:
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         text = plain_text(record.getMessage())
-        pickling = self._conversation.pickling if threading.get_ident() == self._thread else self._pickling_apart
         extra = b""
-        buffers: list[Any] = []
+        buffers: list[bytes] = []
         if more := {name: value for name, value in record.__dict__.items() if name not in _NOT_EXTRA}:
             try:
-                extra, buffers = pickling.dumps(more, "a log record's extra attributes")[:2]
+                payload = self._pickling.dumps(more, "a log record's extra attributes")
             except NotPicklable:
-                extra = pickling.dumps({name: repr(value) for name, value in more.items()}, "a log record").data
+                more = {name: repr(value) for name, value in more.items()}
+                payload = self._pickling.dumps(more, "a log record's extra attributes")
+            extra, buffers = payload.data, [bytes(byte_view(buffer)) for buffer in payload.buffers]
         fields = [_sendable(getattr(record, name, None)) for name in _FIELDS]
         domain = plain_text(str(getattr(record, "domain", None) or current().name))
-        return LogRecord(fields, text, domain, extra, len(buffers)), buffers
+        return _Packed(LogRecord(fields, text, domain, extra, len(buffers)), buffers)
 
-    def _send(self, message: LogRecord, buffers: list[Any]) -> None:
-        link = self._conversation.link
+    def _keep(self, packed: _Packed) -> None:
+        """In another thread: have the loop's thread send this."""
+        if self._waiting_bytes > _MOST_PENDING_BYTES:
+            self._dropped += 1
+            return
+        self._waiting.append(packed)
+        self._waiting_bytes += packed.size_bytes()
+        if len(self._waiting) == 1:
+            self._loop.call_soon_threadsafe(self._send_waiting)
+
+    def _send_waiting(self) -> None:
+        self.acquire()
+        try:
+            waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+            dropped, self._dropped = self._dropped, 0
+            for packed in waiting:
+                self._send(packed)
+            self._dropped += dropped  # those came after what waited
+        finally:
+            self.release()
+
+    def _send(self, packed: _Packed) -> None:
+        link = self._link
         if not link.is_open:
             return
         if link.pending_bytes > _MOST_PENDING_BYTES:
             self._dropped += 1
             return
+        message, buffers = packed
         if self._dropped:
             message.text += f" (before this, {self._dropped} records were dropped: more than the parent could read)"
             self._dropped = 0
-        self._conversation.send(message, buffers)
+        link.send(message, buffers)
         if asyncio._get_running_loop() is not self._loop:
             link.flush()  # a plain job keeps the loop from its turn, and may be long
+
+
+class _Packed(NamedTuple):
+    """A record as it is sent."""
+
+    message: LogRecord
+    buffers: list[bytes]
+
+    def size_bytes(self) -> int:
+        """About so much, as it waits."""
+        texts = [self.message.text, *(field for field in self.message.fields if isinstance(field, str))]
+        return _RECORD_BYTES + sum(map(len, [*texts, self.message.extra, *self.buffers]))
 
 
 def _sendable(value: object) -> str | int | float | None:

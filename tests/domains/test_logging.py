@@ -1,6 +1,7 @@
 """What a user sees of the domains: log records, printed lines, tracebacks, progress."""
 
 import asyncio
+import atexit
 import io
 import logging
 import subprocess
@@ -13,7 +14,7 @@ from functools import partial
 import pytest
 
 import domains
-from domains import ExecutorPool, Stream, Switch
+from domains import ExecutorPool, Promise, Stream, Switch
 
 log = logging.getLogger("tests.domains.logging")
 
@@ -256,6 +257,54 @@ def test_a_record_that_a_thread_makes_leaves_alone_what_is_pickled_meanwhile(cap
             return len(first), len(second)
 
     assert run(main) == (0, 0)
+
+
+_MANY = 1500
+
+
+def _log_much_in_a_thread():
+    thread = threading.Thread(target=lambda: [log.warning("x" * 4096) for _ in range(_MANY)])
+    thread.start()
+    thread.join()
+
+
+def test_of_what_threads_log_while_a_plain_job_runs_only_so_much_is_kept(link, caplog):
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain:
+            await domain.call(_log_much_in_a_thread)
+            await domain.call(log.warning, "after this")
+
+    run(main, link)
+    *kept, last = [record.getMessage() for record in caplog.records if record.name == log.name]
+    assert 0 < len(kept) <= 1024
+    assert last == (
+        f"after this (before this, {_MANY - len(kept)} records were dropped: more than the parent could read)"
+    )
+
+
+def _log_a_promise():
+    log.warning("a promise", extra={"answer": Promise.create("the answer")[0]})
+
+
+def test_a_reference_in_a_record_is_described(caplog):
+    run(lambda env: env.domain_mgr.run(_log_a_promise))
+    (record,) = [record for record in caplog.records if record.name == log.name]
+    assert record.answer.startswith("<promise 'the answer'")
+
+
+def _log_under_no_name():
+    logging.root.handle(logging.makeLogRecord({"name": 7, "msg": "by whom?", "levelno": 40}))
+    return "done"
+
+
+def test_a_records_name_may_be_no_string(link, caplog):
+    assert run(lambda env: env.domain_mgr.run(_log_under_no_name), link) == "done"
+    assert "by whom?" in caplog.messages
+
+
+def test_what_is_logged_as_a_domain_exits_is_seen(link, capfd):
+    run(lambda env: env.domain_mgr.run(atexit.register, log.error, "could not save"), link)
+    assert "could not save" in capfd.readouterr().err
 
 
 def run_nested():
