@@ -282,8 +282,8 @@ class Switch:
         """
         self.check_open()
         if self._context.cancellation is None:
-            self._fibers += 1
             self._start(self._run(f, args), self._context, name or _name_of(f, "fiber"), context)
+            self._fibers += 1
 
     def fork_within(
         self, f: Callable[..., object], *args: Any, name: str, context: contextvars.Context | None = None
@@ -294,8 +294,8 @@ class Switch:
         """
         self.check_open()
         within = Context(self._context, name)
-        self._fibers += 1
         self._start(self._run_within(f, args), within, name, context)
+        self._fibers += 1
         return within
 
     async def _run_within(self, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -344,8 +344,8 @@ class Switch:
         name = name or _name_of(f, "fiber")
         promise: Promise[Any] = Promise(name)
         if self._context.cancellation is None:
-            self._fibers += 1
             self._start(self._run_for(Resolver(promise), f, args), self._context, name, context)
+            self._fibers += 1
         else:
             Resolver(promise).fail(Cancelled(self._context.cancellation.reason))
         return promise
@@ -428,10 +428,10 @@ class Switch:
         variables: contextvars.Context | None,
         ended: Callable[[], None],
     ) -> None:
-        self._living_daemons += 1
         if self._daemons is None:
             self._daemons = Context(self._context, f"daemons of switch {self.name!r}")
         self._start(self._run_daemon(f, args, ended), self._daemons, name, variables)
+        self._living_daemons += 1
 
     async def _run_daemon(self, f: Callable[..., Any], args: tuple[Any, ...], ended: Callable[[], None]) -> None:
         fiber = cast(FiberTask, running_task(self._loop))
@@ -457,7 +457,12 @@ class Switch:
         name: str,
         variables: contextvars.Context | None,
     ) -> None:
-        fiber = FiberTask(coroutine, loop=self._loop, name=name, context=variables)
+        """Whoever calls this counts the fiber afterwards: it does not run before that, and may fail to begin."""
+        try:
+            fiber = FiberTask(coroutine, loop=self._loop, name=name, context=variables)
+        except BaseException:  # such as a RecursionError
+            coroutine.close()  # for its task may have been put into the run queue already
+            raise
         fiber.context = context
         fiber.suspension = None
         fiber.told = None

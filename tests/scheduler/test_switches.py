@@ -890,6 +890,26 @@ def test_a_switch_that_is_left_at_the_wrong_place_ends_its_fibers_and_raises(run
     run(main)
 
 
+@pytest.mark.parametrize("how", ["fork", "fork_within", "fork_promise", "fork_daemon"])
+def test_a_fiber_that_cannot_be_made_is_not_waited_for(run: Run, how: str) -> None:  # S15
+    class Unspeakable:
+        def __str__(self) -> str:
+            raise Broken
+
+    async def block() -> None:
+        async with Switch() as switch:
+            with pytest.raises(Broken):
+                getattr(switch, how)(never, name=Unspeakable())
+
+    async def main() -> None:
+        task = asyncio.create_task(block())
+        await turns()
+        assert task.done()
+        await task
+
+    run(main)
+
+
 # Context managers
 
 
