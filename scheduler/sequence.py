@@ -116,8 +116,9 @@ class _Talk(Generic[T]):
                 producer.resume(None)
         return self._consumer_left
 
-    def _consumer_left(self, _: Any) -> None:
-        self.consumer = None
+    def _consumer_left(self, suspension: Suspension[T]) -> None:
+        if self.consumer is suspension:  # after a `task.cancel()` there may be another one already
+            self.consumer = None
 
 
 class Sequence(Generic[T]):
@@ -132,7 +133,7 @@ class Sequence(Generic[T]):
     async def __anext__(self) -> T:
         check()
         talk = self._talk
-        if talk.consumer is not None:
+        if talk.consumer is not None and talk.consumer.is_waiting:
             raise RuntimeError("two fibers take from one sequence at once: put a lock, or a Stream, between them")
         if talk.left_over:
             return talk.left_over.pop()

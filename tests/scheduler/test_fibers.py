@@ -932,6 +932,27 @@ def test_a_cancelled_take_of_a_sequence_loses_no_item(run: Run) -> None:  # S13
     run(main)
 
 
+def test_a_take_whose_task_was_cancelled_makes_room_for_the_next(run: Run) -> None:  # S13 S30
+    async def main() -> None:
+        promise, resolver = Promise[None].create()
+
+        async def produce(yield_: Yield) -> None:
+            await promise
+            await yield_("item")
+
+        async with Switch() as switch:
+            sequence = switch.fork_seq(produce)
+            task = asyncio.ensure_future(anext(sequence))
+            await turns()
+            task.cancel()
+            resolver.resolve(None)
+            with timeout(10):
+                assert await anext(sequence) == "item"
+            assert task.cancelled()
+
+    run(main)
+
+
 def test_ending_the_switch_ends_the_producer(run: Run) -> None:  # S13
     trace: list[str] = []
 
