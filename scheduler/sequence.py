@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from domains.errors import Cancelled
 from domains.scheduler.cancel import CancelScope
-from domains.scheduler.context import check
+from domains.scheduler.context import check, current_fiber
 from domains.scheduler.promise import Promise
 from domains.scheduler.suspend import Suspension, suspend
 
@@ -54,7 +54,9 @@ class _Talk(Generic[T]):
                 await self.f(self.yield_)
         except CancelledError as cancelled:
             self.last_word = cancelled
-            raise
+            fiber = current_fiber()
+            if fiber.context.cancellation is not None or fiber.foreign_cancels:
+                raise  # else nobody has cancelled it, and it is for the consumer as any other
         except (StopIteration, StopAsyncIteration) as stop:
             self.last_word = RuntimeError(f"the producer raised {type(stop).__name__}")
             self.last_word.__cause__ = stop
@@ -68,6 +70,7 @@ class _Talk(Generic[T]):
         if self.state is _State.NEW:
             self.state = _State.ENDED
             self.last_word = StopAsyncIteration()
+        self.left_over.clear()
         self.scope.cancel()
 
     def ended(self) -> None:

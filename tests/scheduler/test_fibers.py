@@ -818,7 +818,7 @@ def test_a_producer_runs_only_until_its_next_yield(run: Run) -> None:  # S13
     assert trace == ["produces 0", "takes 0", "produces 1", "takes 1", "produces 2", "takes 2", "ends"]
 
 
-@pytest.mark.parametrize("failure", [Broken("produced"), KeyError("k"), KeyboardInterrupt("produced")])
+@pytest.mark.parametrize("failure", [Broken("produced"), KeyError("k"), KeyboardInterrupt("produced"), Cancelled()])
 def test_the_exception_of_a_producer_reaches_the_consumer(run: Run, failure: BaseException) -> None:  # S13
     async def produce(yield_: Yield) -> None:
         await yield_(1)
@@ -1164,6 +1164,15 @@ def test_closing_an_iterator_ends_it_cleanly(run: Run) -> None:  # S13
             await unused.aclose()
             assert [item async for item in unused] == []
             assert trace == ["begins", "ends"]
+            left_over: Any = switch.fork_seq(produce)
+            async with Switch() as taking:
+                taking.fork(anext, left_over)
+                await fiber.yield_now()
+                taking.cancel()
+            await turns()
+            assert trace == ["begins", "ends", "begins"]
+            await left_over.aclose()
+            assert [item async for item in left_over] == []
 
     run(main)
 
