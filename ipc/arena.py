@@ -12,7 +12,8 @@ view on has died, its segment is retired: never used again, and freed by the ker
 Segments are kept warm, since fresh memory costs several times the copy; idle ones are given up (`keep_house`).
 Where there is no room, by `limit_bytes` or because the system has none, `keep` returns None and data travels inline.
 
-All methods may be called from any thread; garbage collection, which comes at any moment, only leaves notes.
+All methods may be called from any thread; garbage collection, which comes at any moment, only leaves notes. A finalizer
+of the user's that comes in the midst of one of them finds the arena busy, as if there were no room in it.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Arena:
         self.has_shared = False
         """Whether memory was allocated, here or by others, that both sides may write."""
         self._named = named
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may come back here: it is told by `_is_busy`
         self._addresses = AddressMap()
         self._own = SegmentPool(
             usual_limit_bytes() if limit_bytes is None else limit_bytes, self._addresses, named=named
@@ -120,6 +121,10 @@ class Arena:
                 len(own.segments), own.committed_bytes, own.used_bytes, len(self._foreign), len(self._leases)
             )
 
+    def _is_busy(self) -> bool:
+        """Whether this thread has the lock already, and is now in a finalizer that the change may not see."""
+        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]
+
     # Own memory
 
     def keep(self, pieces: Sequence[Any]) -> memoryview | None:
@@ -146,6 +151,8 @@ class Arena:
 
     def _allocate(self, length: int) -> memoryview | None:
         size = whole_pages(length)
+        if self._is_busy():
+            return None
         with self._lock:
             self._collect()
             found = self._own.take(size)
@@ -162,13 +169,14 @@ class Arena:
 
     def holds(self, buffer: Any) -> bool:
         """Whether a contiguous buffer lies in an arena: this one, or one that lent it to this process."""
-        with self._lock:
-            return self._addresses.locate(buffer) is not None
+        return self._addresses.locate(buffer) is not None
 
     # Lending
 
     def lend(self, buffers: Iterable[Any], link: object) -> list[Any]:
         """What to send over a link for these buffers: a descriptor for each that lies in an arena."""
+        if self._is_busy():
+            return list(buffers)
         with self._lock:
             if len(self._leases) >= self._leases_enough:
                 self._collect()
@@ -399,7 +407,7 @@ class Arena:
         if isinstance(part, Loan):
             part.cells.give_back(part.index, abandon=part.abandoned)
         self._ended.append(part)
-        if not self._users and self._lock.acquire(blocking=False):
+        if not self._users and not self._is_busy() and self._lock.acquire(blocking=False):
             try:
                 self._collect()
             finally:

@@ -155,7 +155,7 @@ class Foreign(_Mapped):
 
 
 class AddressMap:
-    """Which segment an address belongs to."""
+    """Which segment an address belongs to. May be read at any moment, also in the midst of a change."""
 
     def __init__(self) -> None:
         self._by_start: dict[int, Own | Foreign] = {}
@@ -179,5 +179,7 @@ class AddressMap:
         if not nearest:
             return None
         start = starts[nearest - 1]
-        segment = self._by_start[start]
-        return (segment, address - start) if address - start < segment.memory.size_bytes else None
+        segment = self._by_start.get(start)
+        if segment is None or address - start >= segment.memory.size_bytes:
+            return None
+        return segment, address - start

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -449,6 +450,24 @@ def test_any_number_of_threads_may_use_it(make_arena):
         thread.join()
     assert failures == []
     assert arena.statistics()[2:] == (0, 0, 0)
+
+
+def test_a_finalizer_in_the_midst_of_a_change_finds_no_room(make_arena):
+    arena, other = make_arena(), make_arena()
+    seen = []
+
+    def finalize():
+        seen.append((arena._is_busy(), arena.keep([bytes(MB)]), arena.holds(shared), arena.lend([shared], "link")[0]))
+
+    shared = arena.allocate_shared(MB)
+    values = numpy.frombuffer(shared, numpy.uint8)
+    weakref.finalize(values, finalize)
+    descriptor = memoryview(lend(arena, values))
+    del values
+    other.borrow([descriptor])
+    assert seen == []
+    assert arena.statistics().leases == 0  # ends the lease, which was the last to have the array
+    assert seen == [(True, None, True, shared)]
 
 
 def test_a_forked_copy_of_the_process_gives_nothing_back(make_arena):
