@@ -145,9 +145,10 @@ class DomainManager:
             self._arena.close()
 
     def abandon(self) -> None:
-        """What `close` does, for when the loop is closed and that was cut short, or never came; else nothing.
+        """What `close` does, for when the loop is closed and that was cut short, or never came.
 
-        Waits as long as domains may take to unwind that have lost their parent. Who waits for them is told nothing.
+        Waits as long as domains may take to unwind that have lost their parent. Who waits for them is told nothing,
+        but for other threads, which live on.
         """
         self._closed = True
         with interrupts_held(), contextlib.ExitStack() as steps:
@@ -155,6 +156,8 @@ class DomainManager:
             steps.callback(self._provider.abandon)
             while self._open:
                 steps.push(self._open.popitem()[1])
+        for outsider in list(self.references.outsiders):
+            outsider.loop_ended()
 
 
 @contextlib.contextmanager

@@ -89,6 +89,7 @@ class PoolFace(ExecutorFace):
     def __init__(self, pool: ExecutorPool, weight: float) -> None:
         super().__init__(Inbox(checked_weight(weight)))
         self._inbox.open(pool)
+        pool._references.outsiders.add(self._inbox)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept nothing more; the pool goes on. With `wait`, return when all that was submitted here has ended.

@@ -119,9 +119,7 @@ class Inbox:
             try:
                 self._loop.call_soon_threadsafe(self._read)
             except RuntimeError as closed:
-                failure = Closed("the event loop of this executor's pool has ended")
-                failure.__cause__ = closed
-                self.refuse(failure)
+                self.loop_ended(closed)
             except BaseException:  # such as Ctrl-C, within what is Python code without uvloop
                 self._is_awaited = False  # so that the next letter wakes the loop
                 raise
@@ -151,6 +149,12 @@ class Inbox:
             future.job_ended()
             future.settle(Raised(why, None))
         self._deliver()
+
+    def loop_ended(self, closed: RuntimeError | None = None) -> None:
+        """Nobody reads any more: neither what comes, nor what was posted when the loop had its last turn."""
+        failure = Closed("the event loop of this executor's pool is closed")
+        failure.__cause__ = closed
+        self.refuse(failure)
 
     def _read(self) -> None:
         self._is_awaited = False

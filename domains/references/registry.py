@@ -15,7 +15,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from copy import copy
-from typing import Any
+from typing import Any, Protocol
 
 from domains.conversation import Buffers, Conversation
 from domains.errors import Cancelled, ConnectionLost, DomainsError
@@ -41,6 +41,13 @@ class _Hold:
         self.to: int | None = None
 
 
+class Outsider(Protocol):
+    """What other threads have to do with the loop by."""
+
+    def loop_ended(self) -> None:
+        """The loop is closed: nothing comes from it any more."""
+
+
 class References(Routes):
     """One process's share in the objects that several domains know. Belongs to one loop and its thread."""
 
@@ -60,6 +67,8 @@ class References(Routes):
         """What a domain manager that was handed to this process means here, given its default number of domains."""
         self.when_domain_gone: list[Callable[[int, DomainsError], None]] = []
         """Called with the address of each domain that has ended, and how."""
+        self.outsiders: weakref.WeakSet[Outsider] = weakref.WeakSet()
+        """Those in other threads who have to hear that the loop is closed."""
 
     def _register(self, conversation: Conversation) -> None:
         self.handle(conversation, HoldReference, self._hold)

@@ -789,6 +789,27 @@ def test_a_pool_that_is_abandoned_cancels_what_was_submitted_through_a_face(gate
     assert (tmp_path / "ended").read_text() == Cancelled.__name__
 
 
+def test_who_posts_when_the_loop_has_had_its_last_turn_is_told_that_it_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    faces: list[Any] = []
+    told = threading.Event()
+    set_event_loop = asyncio.set_event_loop
+
+    def set_and_post(loop: asyncio.AbstractEventLoop | None) -> None:
+        if loop is None and faces:  # just before the loop is closed
+            faces[0]._inbox.tell_when_idle(told.set)  # what `shutdown` does in another thread
+        set_event_loop(loop)
+
+    async def main(env: domains.Environment) -> None:
+        async with domains.ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            faces.append(pool.as_executor())
+
+    monkeypatch.setattr(asyncio, "set_event_loop", set_and_post)
+    domains.run(main)
+    assert told.is_set()
+
+
 def test_a_face_of_a_closed_pool_accepts_nothing() -> None:
     async def main(env: domains.Environment) -> Executor:
         async with domains.ExecutorPool(env.domain_mgr, domain_count=1) as pool:

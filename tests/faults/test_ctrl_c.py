@@ -147,6 +147,33 @@ def test_a_second_ctrl_c_ends_a_program_that_does_not_unwind(link, tmp_path):
         program.check_nothing_is_left()
 
 
+def test_a_second_ctrl_c_tells_threads_that_wait_for_an_executor(link, tmp_path):
+    source = """
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.submit(abs, -1, weight=1.0)
+            os.kill(pool.stats().domains[0].pid, signal.SIGSTOP)  # it answers nothing any more
+            future = pool.as_executor().submit(abs, -1)
+            threading.Thread(target=lambda: say(repr(future.exception()))).start()
+            try:
+                say("now")
+                await fiber.await_cancel()
+            finally:
+                say("again")
+                spin()
+
+    domains.run(main, link=LINK)
+    """
+    with Program(source, tmp_path, link) as program:
+        assert program.hear() == "now"
+        program.send_signal(signal.SIGINT)
+        assert program.hear() == "again"
+        program.send_signal(signal.SIGINT)
+        assert "loop of this executor's pool is closed" in program.hear()
+        assert program.wait() in INTERRUPTED
+        program.check_nothing_is_left()
+
+
 def test_a_service_manager_that_terminates_every_process_lets_the_program_unwind(link, tmp_path):
     source = """
     async def job():
