@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import types
-from asyncio import CancelledError
+from asyncio import CancelledError, InvalidStateError
 from collections.abc import Callable, Generator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -51,7 +51,10 @@ class Suspension(Generic[T]):
             return False
         loop = future.get_loop()
         if running_loop() is loop:
-            future.set_result(value)
+            try:
+                future.set_result(value)
+            except InvalidStateError:  # a signal handler, which may broadcast, came first
+                return False
         else:
             loop.call_soon_threadsafe(self.resume, value)
         return True
@@ -63,7 +66,10 @@ class Suspension(Generic[T]):
             return False
         loop = future.get_loop()
         if running_loop() is loop:
-            future.set_exception(error)
+            try:
+                future.set_exception(error)
+            except InvalidStateError:
+                return False
         else:
             loop.call_soon_threadsafe(self.throw, error)
         return True
@@ -83,7 +89,12 @@ class Suspension(Generic[T]):
         if not future.done():
             if self._withdraw is not None:
                 self._withdraw(self)
-            future.set_exception(cancellation.tell(self.fiber))
+            told = self.fiber.told
+            try:
+                future.set_exception(cancellation.tell(self.fiber))
+            except InvalidStateError:  # a signal handler, which may broadcast, came first
+                self.fiber.told = told
+                self.fiber.tell_soon()
 
     def abandon(self) -> None:
         """Its fiber was destroyed, or thrown something into: withdraw it, if it waits still."""

@@ -11,6 +11,7 @@ import pytest
 
 from domains import Cancelled, CancelScope, Closed, Mutex, Promise, Semaphore, Stream, Switch, fiber
 from domains.scheduler.clock import sleep
+from domains.scheduler.context import current_fiber
 from domains.scheduler.suspend import Suspension, suspend
 
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
@@ -170,3 +171,46 @@ def test_a_wait_that_is_cancelled_while_it_begins_ends(run: Run) -> None:
         return trace
 
     assert run(main) == ["withdrawn"]
+
+
+def test_a_signal_handler_that_comes_between_two_steps_of_cancelling_wins(run: Run) -> None:  # S52
+    """The rest of what is cancelled hears of it all the same, and who was resumed as soon as it waits again."""
+
+    async def main() -> list[str]:
+        trace: list[str] = []
+
+        async def wait(kind: str) -> None:
+            def begin(suspension: Suspension[str]) -> Callable[[Suspension[str]], object]:
+                return lambda _: kind != "first" or suspension.resume("resumed")
+
+            try:
+                trace.append(await suspend(begin, "test"))
+                await asyncio.get_running_loop().create_future()
+            finally:
+                trace.append(f"{kind} ends")
+
+        async with Switch() as switch:
+            switch.fork(wait, "first")
+            switch.fork(wait, "second")
+            await fiber.yield_now()
+            switch.cancel()
+        return trace
+
+    assert run(main) == ["resumed", "second ends", "first ends"]
+
+
+def test_a_signal_handler_that_comes_between_two_steps_of_resuming_wins(run: Run) -> None:  # S52
+    class Interrupted(asyncio.Future[str]):
+        def get_loop(self) -> asyncio.AbstractEventLoop:
+            if not self.done():
+                self.set_result("by the signal handler")
+            return super().get_loop()
+
+    async def main() -> None:
+        for complete in (lambda wait: wait.resume("late"), lambda wait: wait.throw(ValueError("late"))):
+            future = Interrupted()
+            suspension = Suspension(current_fiber(), future, "test", None, False)
+            assert not complete(suspension)
+            assert future.result() == "by the signal handler"
+
+    run(main)
