@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar, overload
 
 from domains.scheduler.cancel import protect
+from domains.scheduler.context import check
 from domains.scheduler.mutex import Mutex
 from domains.scheduler.promise import Promise, Resolver
 from domains.scheduler.suspend import Suspension, suspend
@@ -52,10 +53,11 @@ class Condition:
                 raise
             return withdraw
 
+        check()
         try:
             await suspend(begin, "Condition.wait", self)
         except CancelledError:
-            # Cancelled in `begin` or before it, the mutex was never let go.
+            # Cancelled in `begin`, the mutex was never let go.
             if not mutex._is_mine():
                 await lock_again(mutex)
             raise
@@ -82,6 +84,7 @@ class Condition:
 
         It waits for broadcasts from before each call on, so that none is missed. Returns what f returns.
         """
+        check()
         while True:
             heard: Promise[None]
             heard, resolver = Promise.create("a broadcast")

@@ -119,6 +119,15 @@ async def test_waiting_in_a_cancelled_context_keeps_the_mutex() -> None:  # S8 S
         assert mutex._is_mine()
 
 
+async def test_waiting_in_a_cancelled_context_without_the_mutex_leaves_it_alone() -> None:  # S8 S51
+    mutex = Mutex()
+    with CancelScope() as scope:
+        scope.cancel()
+        await Condition().wait(mutex)
+    assert scope.cancelled
+    assert not mutex.is_locked
+
+
 async def test_a_mutex_poisoned_meanwhile_is_told_to_the_waiter() -> None:  # S51
     mutex, condition = Mutex(), Condition()
 
@@ -240,6 +249,13 @@ async def test_a_cancelled_loop_leaves_no_registration() -> None:  # S53
         switch.cancel()
     assert calls == 1
     assert repr(condition) == "<condition, 0 waiting>"
+
+
+async def test_a_loop_in_a_cancelled_context_does_not_begin() -> None:  # S8 S53
+    with CancelScope() as scope:
+        scope.cancel()
+        await Condition().loop_no_mutex(lambda: pytest.fail("was called"))
+    assert scope.cancelled
 
 
 async def test_a_broadcast_and_a_cancellation_in_one_turn_do_one_thing() -> None:  # S53
