@@ -49,6 +49,9 @@ _SEGMENT_AT = len(_MAGIC)
 _CELLS_AT = _SEGMENT_AT + LOCATION_BYTES
 _LEASE_AT = _CELLS_AT + LOCATION_BYTES
 _LEASE = struct.Struct("=IIQQB")
+_NO_CELL = 0xFFFFFFFF
+"""In place of a cell's index: this is shared memory that could not be lent, and a copy of it will not do."""
+
 DESCRIPTOR_BYTES = _LEASE_AT + _LEASE.size
 """How long a descriptor is. Data that goes out of band without one is longer."""
 
@@ -59,12 +62,9 @@ _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class LostBuffer(bytes):
-    """A descriptor whose memory cannot be had; using it is an error.
+    """A descriptor whose memory cannot be had; using it is an error. `why` is None if the lender is gone."""
 
-    `shortage` is what this process lacks to map it, or None if the lender is gone.
-    """
-
-    shortage: OSError | None = None
+    why: str | None = None
 
 
 class ArenaStatistics(NamedTuple):
@@ -176,7 +176,7 @@ class Arena:
     def lend(self, buffers: Iterable[Any], link: object) -> list[Any]:
         """What to send over a link for these buffers: a descriptor for each that lies in an arena."""
         if self._is_busy():
-            return list(buffers)
+            return [self._not_lent(buffer) if self.holds(buffer) else buffer for buffer in buffers]
         with self._lock:
             if len(self._leases) >= self._leases_enough:
                 self._collect()
@@ -192,7 +192,7 @@ class Arena:
         cells = self._own_cells()
         cell = None if cells is None or len(self._leases) >= CELLS else cells.send()
         if cells is None or cell is None:
-            return buffer
+            return self._not_lent(buffer)
         index, generation = cell
         for loan in segment.loans_at(start):
             memory = loan()  # held while it is marked, lest its end be overwritten
@@ -202,6 +202,13 @@ class Arena:
         self._leases[index] = _Lease(view, segment, start, link)
         lease = _LEASE.pack(index, generation, start, view.nbytes, not view.readonly)
         return b"".join((_MAGIC, segment.memory.location, cells.segment.location, lease))
+
+    def _not_lent(self, buffer: Any) -> Any:
+        """What to send of an arena's that cannot be lent: a copy, unless others shall see what is written."""
+        view = byte_view(buffer)
+        if view.readonly:
+            return buffer
+        return _MAGIC + bytes(2 * LOCATION_BYTES) + _LEASE.pack(_NO_CELL, 0, 0, view.nbytes, True)
 
     def _own_cells(self) -> Cells | None:
         if self._cells is None:
@@ -294,6 +301,12 @@ class Arena:
 
     def _borrow(self, descriptor: bytes) -> Any:
         index, generation, start, length, writable = _LEASE.unpack_from(descriptor, _LEASE_AT)
+        if index == _NO_CELL:
+            why = f"its sender could not share it: {CELLS} parts of arrays are lent already, or descriptors are lacking"
+            return _lost(descriptor, why)
+        if self._is_busy():
+            self._unopened.append(descriptor)
+            return _lost(descriptor, "it came to a finalizer, in the midst of other work with shared memory")
         with self._lock:
             try:
                 segment = self._find(descriptor[_SEGMENT_AT:_CELLS_AT])
@@ -301,11 +314,10 @@ class Arena:
                 memory = segment.memory.part(start, length)
                 cells.open(index, generation)
             except (OSError, ValueError, IndexError, OverflowError, StaleLease) as error:
-                lost = LostBuffer(descriptor)
                 if isinstance(error, OSError) and error.errno in _SHORTAGES:
-                    lost.shortage = error
                     self._unopened.append(descriptor)
-                return lost
+                    return _lost(descriptor, f"its memory cannot be had here: {type(error).__name__}: {error}")
+                return LostBuffer(descriptor)
             if isinstance(segment, Foreign):
                 segment.cells = cells
             new_loan(memory, segment, start, length, self._part_ended, cells, index)
@@ -412,6 +424,12 @@ class Arena:
                 self._collect()
             finally:
                 self._lock.release()
+
+
+def _lost(descriptor: bytes, why: str) -> LostBuffer:
+    lost = LostBuffer(descriptor)
+    lost.why = why
+    return lost
 
 
 def usual_limit_bytes() -> int:

@@ -126,10 +126,8 @@ class Pickling:
         """Open a pickle. Raises NotPicklable for whatever goes wrong in that, and DomainDied if part of it is gone."""
         for buffer in buffers:
             if isinstance(buffer, LostBuffer):
-                if (shortage := buffer.shortage) is not None:
-                    raise NotPicklable(
-                        "what arrived", f"its memory cannot be had here: {describe(shortage)}"
-                    ) from shortage
+                if buffer.why is not None:
+                    raise NotPicklable("what arrived", buffer.why)
                 raise DomainDied("that sent this", what="before the data was received")
         try:
             if data == _IN_LAST_BUFFER:

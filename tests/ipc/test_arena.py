@@ -457,7 +457,8 @@ def test_a_finalizer_in_the_midst_of_a_change_finds_no_room(make_arena):
     seen = []
 
     def finalize():
-        seen.append((arena._is_busy(), arena.keep([bytes(MB)]), arena.holds(shared), arena.lend([shared], "link")[0]))
+        (sent,) = arena.lend([shared.toreadonly()], "link")
+        seen.append((arena._is_busy(), arena.keep([bytes(MB)]), arena.holds(shared), len(sent)))
 
     shared = arena.allocate_shared(MB)
     values = numpy.frombuffer(shared, numpy.uint8)
@@ -467,7 +468,7 @@ def test_a_finalizer_in_the_midst_of_a_change_finds_no_room(make_arena):
     other.borrow([descriptor])
     assert seen == []
     assert arena.statistics().leases == 0  # ends the lease, which was the last to have the array
-    assert seen == [(True, None, True, shared)]
+    assert seen == [(True, None, True, MB)]
 
 
 def test_a_forked_copy_of_the_process_gives_nothing_back(make_arena):
@@ -549,6 +550,16 @@ def test_more_loans_than_there_are_cells_travel_as_copies(make_arena, monkeypatc
     kept = arena.keep([bytes(MB)])
     sent = arena.lend([kept, kept, kept], "link")
     assert [len(each) for each in sent] == [DESCRIPTOR_BYTES, DESCRIPTOR_BYTES, MB]
+
+
+def test_shared_memory_beyond_them_is_no_copy_but_an_error(make_arena, monkeypatch):
+    monkeypatch.setattr(arena_module, "CELLS", 2)
+    arena, other = make_arena(), make_arena()
+    shared = arena.allocate_shared(MB)
+    received = other.borrow(map(memoryview, arena.lend([shared, shared, shared], "link")))
+    assert [type(each) for each in received] == [memoryview, memoryview, LostBuffer]
+    with pytest.raises(NotPicklable, match="2 parts of arrays are lent already"):
+        Pickling().loads(b"", received)
 
 
 def test_a_process_is_told_apart_from_one_with_its_number(borrower):
