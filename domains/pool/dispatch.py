@@ -73,6 +73,8 @@ class Dispatcher:
         self._unfinished = 0
         self._when_idle: list[Callable[[], object]] = []
         self._scheduled = False
+        self._is_dealing = False
+        """Whether jobs are just being given to domains. Finalizers may run meanwhile, and submit and cancel others."""
         self._pushed = 0
         """How many jobs have come since this was dispatched last."""
         self._job_seconds: float | None = None
@@ -101,21 +103,28 @@ class Dispatcher:
 
     def _begin_at_once(self, job: Job[Any]) -> bool:
         """Send a job to a domain that has nothing to do, when nothing waits, rather than in the loop's next turn."""
-        if self._queue.waiting:
+        if self._queue.waiting or self._is_dealing:
             return False
         member, _ = self._idle.popitem()
         handle = member.handle
         if handle.jobs or not member.serves or handle.link.is_congested:
             return False
         self._sent_priority = min(self._sent_priority, job.priority)  # nothing was taken back for this one
-        is_last = self._assign(job, member)
-        self._send(member, at_once=True)
+        self._is_dealing = True
+        try:
+            is_last = self._assign(job, member)
+            self._send(member, at_once=True)
+        finally:
+            self._is_dealing = False
         if is_last:
             self._members.retire(member)
         return True
 
     def cancel(self, job: Job[Any], reason: BaseException) -> None:
         """End a job that nobody wants any more: at once if it waits here, else where it is."""
+        if self._is_dealing:
+            self._loop.call_soon(self.cancel, job, reason)  # it may be on its way from the queue to a domain
+            return
         if job.state is JobState.SENT and job.weight:
             # It may wait behind a long job in a domain that reads nothing: try to have it back first.
             self.take_back(self._members[job.holder])
@@ -277,7 +286,7 @@ class Dispatcher:
     def answers_came(self) -> None:
         """Send what can be sent; called when jobs were submitted and when domains have answered."""
         self._pushed = 0
-        if not self._unfinished:
+        if not self._unfinished or self._is_dealing:
             return
         queue = self._queue
         if not queue.waiting:
@@ -285,13 +294,18 @@ class Dispatcher:
             return
         available = [m for m in self._members if m.serves and not self._is_congested(m)]
         exhausted: list[Member] = []
-        while available and self._deal(available, exhausted):
-            pass
-        for member in available:
-            if member.batch:
+        self._is_dealing = True
+        try:
+            while available and self._deal(available, exhausted):
+                pass
+            for member in available:
+                if member.batch:
+                    self._send(member)
+            for member in exhausted:
                 self._send(member)
+        finally:
+            self._is_dealing = False
         for member in exhausted:
-            self._send(member)
             self._members.retire(member)
         if queue.waiting and all(member.load >= FULL_WEIGHT for member in available):
             self._members.grow(queue.waiting)

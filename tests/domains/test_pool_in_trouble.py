@@ -12,6 +12,7 @@ import pytest
 
 import domains
 from domains import DomainDied, ExecutorPool, Switch, fiber
+from domains.pool.dispatch import Dispatcher
 
 
 def work(seconds: float) -> float:
@@ -99,3 +100,26 @@ def test_every_job_ends_once_and_the_pool_is_whole_again(seed: int, link: str) -
 
     assert domains.run(main, link=link) == (0, 0, 0.0)
     assert len(ended) == 60
+
+
+@pytest.mark.parametrize("step", ["_assign", "_send"])
+def test_a_finalizer_that_cancels_jobs_while_they_are_dealt_cancels_them_and_no_others(step, monkeypatch):
+    async def main(env: domains.Environment) -> list[int]:
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as others:
+            async with Switch() as switch:
+                do = getattr(Dispatcher, step)
+
+                def cancel_and_do(*args, **options):  # as the collector of garbage may, in the midst of anything
+                    switch.cancel()
+                    return do(*args, **options)
+
+                monkeypatch.setattr(Dispatcher, step, cancel_and_do)
+                kept = []
+                for n in range(3):
+                    pool.submit_fork(switch, work_async, 3600.0, weight=0.1)
+                    kept.append(pool.submit_fork(others, abs, -n, weight=0.1))
+            results = [await promise for promise in kept]
+            assert pool.stats()[:3] == (0, 0, 0.0)
+            return results
+
+    assert domains.run(main) == [0, 1, 2]
