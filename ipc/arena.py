@@ -48,7 +48,7 @@ _MAGIC = b"domains' arena 1"
 _SEGMENT_AT = len(_MAGIC)
 _CELLS_AT = _SEGMENT_AT + LOCATION_BYTES
 _LEASE_AT = _CELLS_AT + LOCATION_BYTES
-_LEASE = struct.Struct("=IIQQB")
+_LEASE = struct.Struct("=IIQQ??")
 _NO_CELL = 0xFFFFFFFF
 """In place of a cell's index: this is shared memory that could not be lent, and a copy of it will not do."""
 
@@ -200,7 +200,7 @@ class Arena:
                 loan.cells.pass_on(loan.index)
             del memory
         self._leases[index] = _Lease(view, segment, start, link)
-        lease = _LEASE.pack(index, generation, start, view.nbytes, not view.readonly)
+        lease = _LEASE.pack(index, generation, start, view.nbytes, not view.readonly, self.has_shared)
         return b"".join((_MAGIC, segment.memory.location, cells.segment.location, lease))
 
     def _not_lent(self, buffer: Any) -> Any:
@@ -208,7 +208,7 @@ class Arena:
         view = byte_view(buffer)
         if view.readonly:
             return buffer
-        return _MAGIC + bytes(2 * LOCATION_BYTES) + _LEASE.pack(_NO_CELL, 0, 0, view.nbytes, True)
+        return _MAGIC + bytes(2 * LOCATION_BYTES) + _LEASE.pack(_NO_CELL, 0, 0, view.nbytes, True, True)
 
     def _own_cells(self) -> Cells | None:
         if self._cells is None:
@@ -300,7 +300,7 @@ class Arena:
         return received
 
     def _borrow(self, descriptor: bytes) -> Any:
-        index, generation, start, length, writable = _LEASE.unpack_from(descriptor, _LEASE_AT)
+        index, generation, start, length, writable, has_shared = _LEASE.unpack_from(descriptor, _LEASE_AT)
         if index == _NO_CELL:
             why = f"its sender could not share it: {CELLS} parts of arrays are lent already, or descriptors are lacking"
             return _lost(descriptor, why)
@@ -321,11 +321,10 @@ class Arena:
             if isinstance(segment, Foreign):
                 segment.cells = cells
             new_loan(memory, segment, start, length, self._part_ended, cells, index)
+        if has_shared:
+            self.has_shared = True  # it may be a view of such memory, though it cannot be written itself
         view = pickle.PickleBuffer(memory).raw()
-        if writable:
-            self.has_shared = True
-            return view
-        return view.toreadonly()
+        return view if writable else view.toreadonly()
 
     def _give_back_unopened(self) -> None:
         unopened, self._unopened = self._unopened, []

@@ -31,7 +31,7 @@ from domains.ipc.segments import Segment
 __all__ = ["CELLS", "Cells", "LeaseState", "StaleLease", "is_alive", "this_process"]
 
 CELLS = 1 << 16
-"""How many loans a process may have out at a time; what comes beyond travels as a copy, but shared memory not at all."""
+"""How many loans a process may have out at a time; beyond, data travels as a copy, and shared memory not at all."""
 
 _GENERATIONS_AT = CELLS
 _BORROWERS_AT = 8 * CELLS

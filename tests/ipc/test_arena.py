@@ -294,7 +294,7 @@ def test_what_a_dead_lender_sent_is_lost_and_said_to_be(arena, borrower):
 def test_a_descriptor_of_something_else_is_lost_and_harms_nothing(arena):
     kept = arena.keep([bytes(MB)])
     good = lend(arena, kept)
-    for bad in good[:-25] + b"\xff" * 25, good[:16] + bytes(DESCRIPTOR_BYTES - 16):
+    for bad in good[:-26] + b"\xff" * 26, good[:16] + bytes(DESCRIPTOR_BYTES - 16):
         (view,) = arena.borrow([memoryview(bad)])
         assert isinstance(view, LostBuffer)
 
@@ -338,6 +338,18 @@ def test_a_view_is_passed_on_without_a_copy_and_stays_lent_until_the_last_lets_g
     far("drop")
     near("keep", MB, 1)  # it looks for what was given back whenever it needs memory
     assert arena.statistics().leases == 0
+
+
+def test_a_small_view_that_cannot_be_written_is_shared_as_well_by_who_has_nothing_else(make_arena):
+    arena, near = make_arena(), make_arena()
+    shared = arena.allocate_shared(10)
+    values = numpy.frombuffer(shared.toreadonly(), numpy.uint8)
+    for memory in arena, near:
+        data, (buffer,), _ = Pickling(memory=memory).dumps(values, "a view")
+        (received,) = near.borrow([memoryview(lend(memory, buffer))])
+        values = Pickling().loads(data, [received])
+    shared[0] = 3
+    assert values[0] == 3
 
 
 def test_what_comes_home_is_the_same_memory(arena, borrower):
