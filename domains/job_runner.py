@@ -108,6 +108,7 @@ class JobRunner:
         self._claimed: int | None = None  # claimed, but its message has not arrived
         self._at_once: deque[_Received] = deque()
         self._running: dict[int, Context | None] = {}  # an async job's cancellation context
+        self._unheard: dict[int, BaseException] = {}  # why plain jobs that wait for another domain were cancelled
         self._unbegun = 0  # fibers that were forked and have not run yet
         self._postponed: _Received | None = None  # a plain job that would overtake them
         self._weight = 0
@@ -148,16 +149,15 @@ class JobRunner:
 
     def _cancel(self, message: CancelJob, buffers: Buffers) -> None:
         job = message.job
-        if job in self._running and self._running[job] is None:
-            return  # a plain job that waits for another domain right now: it is interrupted by the signal
-        self._interruptions.forget(job)
         reason = unpack_failure(message.reason, buffers, self._pickling)
         if job in self._running:
             context = self._running[job]
-            assert context is not None
-            self._conversation.send(CancelHeard(job))
-            context.cancel(reason)
+            if context is None:
+                self._unheard[job] = reason  # it is interrupted by the signal, unless it ends before that comes
+            else:
+                self._cancel_fiber(job, context, reason)
             return
+        self._interruptions.forget(job)
         if self._postponed is not None and self._postponed[0].job == job:
             self._postponed = None
         elif job in self._received:
@@ -169,6 +169,11 @@ class JobRunner:
                 return  # it ended, and the answer is on its way
             self._at_once.remove(waiting)
         self._answer_raised(job, Cancelled(reason), 0.0, "a job that had not started")
+
+    def _cancel_fiber(self, job: int, context: Context, reason: BaseException) -> None:
+        self._interruptions.forget(job)
+        self._tell(CancelHeard(job))
+        context.cancel(reason)
 
     def _finish(self, message: Finish, _: Buffers) -> None:
         self._finishing = True
@@ -310,9 +315,11 @@ class JobRunner:
     ) -> None:
         self._unbegun += 1
         fork = self._switch.fork_within
-        self._running[message.job] = fork(
+        within = self._running[message.job] = fork(
             self._await, message, known, call, arguments, name=known.name, context=context
         )
+        if self._unheard and (reason := self._unheard.pop(message.job, None)) is not None:
+            self._cancel_fiber(message.job, within, reason)
 
     async def _await(
         self, message: StartJob, known: _Known, call: Callable[..., Any], arguments: tuple[Any, ...]
@@ -337,6 +344,8 @@ class JobRunner:
 
     def _end(self, message: StartJob) -> None:
         del self._running[message.job]
+        if self._unheard:
+            self._unheard.pop(message.job, None)
         if message.job in self._lent:
             self._lent.discard(message.job)
         else:

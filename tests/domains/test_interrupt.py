@@ -11,6 +11,7 @@ import pytest
 
 import domains
 from domains import ExecutorPool, Switch
+from domains.references.shared_stream import SharedStream
 
 
 def run(main, link="socketpair"):
@@ -132,6 +133,37 @@ def test_a_blocking_call_is_interrupted(call, tmp_path):
 def _read_fifo_for_ever(path):
     with open(path, "rb") as file:
         file.read()
+
+
+class WaitForEver:
+    def __await__(self):
+        return asyncio.Event().wait().__await__()
+
+
+def ask_and_return_what_waits(stream):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG])  # as if the signal came when this has ended
+    len(stream)
+    return WaitForEver()
+
+
+def test_a_plain_job_that_is_cancelled_as_it_asks_another_domain_does_not_go_on_as_a_fiber(link, monkeypatch):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, grace=0.2) as pool:
+            before = await pool.submit(os.getpid, weight=1.0)
+            async with Switch() as sw:
+
+                def cancel(stream):
+                    sw.cancel()
+                    return 0
+
+                promise = pool.submit_fork(sw, ask_and_return_what_waits, domains.Stream(1), weight=0.5)
+                monkeypatch.setattr(SharedStream, "__len__", cancel)  # before the domain has its answer
+            with pytest.raises(domains.Cancelled):
+                await promise
+            return before, await pool.submit(os.getpid, weight=1.0)
+
+    before, after = run(main, link)
+    assert before == after
 
 
 def test_the_jobs_in_a_group_of_a_map_are_interrupted(link, tmp_path):
