@@ -10,6 +10,11 @@ _MOST_DOUBLINGS = 1000
 RetryOn = type[BaseException] | tuple[type[BaseException], ...]
 
 
+def doubled(seconds: float, times: int) -> float:
+    """So many seconds, doubled so many times, or at least for longer than anybody waits."""
+    return seconds * 2.0 ** min(times, _MOST_DOUBLINGS)
+
+
 class Retry:
     """The retries that one job has left. `on` are the failures after which it is run again."""
 
@@ -31,6 +36,6 @@ class Retry:
         import random  # slow to import, and most jobs never fail
 
         self.left -= 1
-        delay = self.backoff * 2.0 ** min(self.attempt - 1, _MOST_DOUBLINGS) * random.uniform(0.5, 1.5)
+        delay = doubled(self.backoff, self.attempt - 1) * random.uniform(0.5, 1.5)
         self.attempt += 1
         return min(delay, _LONGEST_SECONDS)

@@ -20,10 +20,11 @@ from typing import Any, Literal
 from domains.domain_manager import Domain, DomainManager
 from domains.errors import Closed, RestartsExceeded
 from domains.functions import name_of
-from domains.scheduler.cancel import CancelScope
+from domains.retry import doubled
+from domains.scheduler.cancel import CancelScope, is_cancelled
 from domains.scheduler.clock import sleep
 from domains.scheduler.mutex import Mutex
-from domains.scheduler.promise import Promise, Resolver
+from domains.scheduler.promise import Promise
 from domains.scheduler.switch import Switch
 
 __all__ = ["Service", "ServiceState", "Supervisor"]
@@ -57,6 +58,7 @@ class Service:
         self._arguments = arguments
         self._restart = restart
         self._scope: CancelScope | None = None
+        self._pause: CancelScope | None = None  # in which it last waited to be started again, maybe with others
         self._gone: Promise[None] = Promise.resolved(None)
         self._began = -math.inf
         self._failures_in_a_row = 0
@@ -126,6 +128,8 @@ class Supervisor(AbstractAsyncContextManager["Supervisor"]):
             return await self._switch.__aexit__(kind, error, trace)
         finally:
             self._is_open = False
+            while self._services:
+                self._services.pop().state = ServiceState.ENDED
 
     def start(
         self, f: Callable[..., Any], *args: Any, name: str | None = None, restart: Restart = "on_failure"
@@ -148,6 +152,8 @@ class Supervisor(AbstractAsyncContextManager["Supervisor"]):
         """End a service for good, and wait until its domain has ended. It is not restarted."""
         if service in self._services:
             self._services.remove(service)
+        if service._pause is not None and all(each._pause is not service._pause for each in self._services):
+            service._pause.cancel()
         await self._halt(service)
         service.state = ServiceState.ENDED
 
@@ -155,20 +161,28 @@ class Supervisor(AbstractAsyncContextManager["Supervisor"]):
 
     def _begin(self, service: Service) -> None:
         """Let it run, once; the fiber that does that also decides what follows from its end."""
-        service._gone, go = Promise[None].create(f"the end of service {service.name}")
         service._scope = scope = CancelScope()
         service._began = time.monotonic()
         service.state = ServiceState.RUNNING
-        self._switch.fork(self._live, service, scope, go, name=f"service {service.name}")
+        self._switch.fork(self._live, service, scope, name=f"service {service.name}")
 
-    async def _live(self, service: Service, scope: CancelScope, go: Resolver[None]) -> None:
+    async def _live(self, service: Service, scope: CancelScope) -> None:
+        # Created here, since a fiber whose switch fails before its first turn never has one.
+        service._gone, go = Promise[None].create(f"the end of service {service.name}")
         failure: BaseException | None = None
         try:
             with scope:
                 async with self._manager.spawn(service.name, heartbeat_seconds=self._heartbeat_seconds) as domain:
                     service.domain = domain
-                    await domain.call(service._f, *service._arguments)
-        except Exception as error:
+                    try:
+                        await domain.call(service._f, *service._arguments)
+                    except BaseException as error:
+                        if not isinstance(error, GeneratorExit) and not is_cancelled():
+                            failure = error  # also an exit or a cancellation: that is how the service has ended
+                        raise
+        except BaseException as error:
+            if error is not failure and not isinstance(error, Exception):
+                raise  # it is this fiber that is to end
             failure = error
         finally:
             service.domain = None
@@ -177,7 +191,7 @@ class Supervisor(AbstractAsyncContextManager["Supervisor"]):
             return  # whoever halted it knows what to do
         delay = await self._decide(service, scope, failure)
         if delay is not None:
-            await sleep(delay)
+            await self._pause([service], delay)
             self._begin_again(service, scope)
 
     async def _halt(self, service: Service) -> None:
@@ -206,12 +220,22 @@ class Supervisor(AbstractAsyncContextManager["Supervisor"]):
             affected = self._services[first:]
             scopes = [each._scope for each in affected]
             for each in reversed(affected):
-                each.state = ServiceState.RESTARTING
+                if each in self._services:  # else it was stopped while others were halted
+                    each.state = ServiceState.RESTARTING
                 await self._halt(each)
-            await sleep(delay)
+            await self._pause(affected, delay)
             for each, ended in zip(affected, scopes, strict=True):
                 self._begin_again(each, ended)
             return None
+
+    async def _pause(self, services: list[Service], seconds: float) -> None:
+        """Wait before services are begun again, as long as one of them is to be."""
+        services = [each for each in services if each in self._services]
+        with CancelScope() as pause:
+            for each in services:
+                each._pause = pause
+            if services:
+                await sleep(seconds)
 
     def _begin_again(self, service: Service, scope: CancelScope | None) -> None:
         if service in self._services and service._scope is scope:  # else it was stopped meanwhile
@@ -224,7 +248,7 @@ class Supervisor(AbstractAsyncContextManager["Supervisor"]):
         service._failures_in_a_row += 1
         if service._failures_in_a_row == 1:
             return 0.0
-        return min(self._backoff_seconds * 2.0 ** (service._failures_in_a_row - 2), self._most_backoff_seconds)
+        return min(doubled(self._backoff_seconds, service._failures_in_a_row - 2), self._most_backoff_seconds)
 
     def _count_restart(self, service: Service, failure: BaseException | None) -> None:
         now = time.monotonic()

@@ -1,7 +1,9 @@
 """A supervisor restarts services by its strategy, within its intensity, and lets failures climb beyond it."""
 
+import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,83 @@ def test_a_service_that_raises_is_started_again(link, starts):
             await supervisor.stop(service)
 
     domains.run(main, link=link)
+
+
+async def serve_and_end(starts, how):
+    starts("web")
+    if len(starts.pids("web")) > 1:
+        return
+    if how == "exit":
+        sys.exit(3)
+    task = asyncio.ensure_future(fiber.await_cancel())
+    task.cancel()
+    await task
+
+
+@pytest.mark.parametrize(("how", "failure"), [("exit", SystemExit), ("cancel", asyncio.CancelledError)])
+def test_a_service_that_exits_or_is_cancelled_within_has_failed(link, starts, how, failure):  # S3, S66
+    async def main(env):
+        async with Supervisor(env.domain_mgr) as supervisor:
+            service = supervisor.start(serve_and_end, starts, how)
+        assert type(service.failure) is failure
+        assert service.restarts == 1
+
+    domains.run(main, link=link)
+
+
+def test_a_service_may_fail_any_number_of_times(starts):
+    async def main(env):
+        async with Supervisor(env.domain_mgr, most_backoff_seconds=0.0) as supervisor:
+            service = supervisor.start(serve_and_fail, starts, "web", 1)
+            service._failures_in_a_row = 5000
+            await starts.wait_for(2)
+            await supervisor.stop(service)
+
+    domains.run(main)
+
+
+def test_a_service_whose_block_failed_before_it_began_has_ended(starts):
+    async def main(env):
+        with pytest.raises(KeyError):
+            async with Supervisor(env.domain_mgr) as supervisor:
+                service = supervisor.start(serve, starts, "web")
+                raise KeyError("mine")
+        assert service.state is ServiceState.ENDED
+        assert supervisor.services == ()
+        await supervisor.stop(service)
+
+    domains.run(main)
+    assert starts.names() == []
+
+
+async def serve_until(starts, name, gate):
+    starts(name)
+    try:
+        await fiber.await_cancel()
+    finally:
+        with domains.protect():
+            await gate
+
+
+def test_a_service_stopped_while_others_are_halted_stays_stopped(starts):
+    async def main(env):
+        gate, gatekeeper = Promise.create()
+        async with Supervisor(env.domain_mgr, strategy="one_for_all") as supervisor:
+            first = supervisor.start(serve, starts, "first")
+            slow = supervisor.start(serve_until, starts, "slow", gate)
+            await starts.wait_for(2)
+            failing = supervisor.start(serve_and_fail, starts, "failing", 1)
+            while slow.state is not ServiceState.RESTARTING:
+                await domains.scheduler.clock.sleep(0.002)
+            await supervisor.stop(first)
+            gatekeeper.resolve(None)
+            await starts.wait_for(5)
+            assert first.state is ServiceState.ENDED
+            for service in (failing, slow):
+                await supervisor.stop(service)
+        assert starts.names().count("first") == 1
+
+    domains.run(main)
 
 
 @pytest.mark.parametrize(
@@ -224,17 +303,18 @@ def test_leaving_the_block_by_an_exception_stops_all_services(link, starts):
     domains.run(main, link=link)
 
 
-def test_a_service_stopped_while_it_waits_for_its_restart_stays_stopped(starts):
+@pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all"])
+def test_a_service_stopped_while_it_waits_for_its_restart_stays_stopped(starts, strategy):
     async def main(env):
-        async with Supervisor(env.domain_mgr, backoff_seconds=3600.0, most_backoff_seconds=3600.0) as supervisor:
+        async with Supervisor(
+            env.domain_mgr, strategy=strategy, backoff_seconds=3600.0, most_backoff_seconds=3600.0
+        ) as supervisor:
             service = supervisor.start(serve_and_fail, starts, "web", 1000)
             while service.state is not ServiceState.RESTARTING or service.restarts < 1:
                 await domains.scheduler.clock.sleep(0.002)
             await supervisor.stop(service)
-            raise KeyError("leave")
 
-    with pytest.raises(KeyError):
-        domains.run(main)
+    domains.run(main)
     assert len(starts.names()) == 2
 
 
