@@ -14,6 +14,7 @@ from asyncio import CancelledError
 from types import TracebackType
 
 from domains.scheduler.context import Cancellation, Context, Fiber, check, current_fiber, is_cancelled
+from domains.scheduler.running import running_loop
 from domains.scheduler.timers import Timer, set_timer
 
 __all__ = [
@@ -107,11 +108,17 @@ class CancelScope(_Scope):
         self._before = 0
 
     def cancel(self, reason: BaseException | None = None) -> None:
-        """Cancel what is inside, or will be. Has no effect once the block has ended, or a second time."""
+        """Cancel what is inside, or will be. Has no effect once the block has ended, or a second time.
+
+        Raises RuntimeError in another thread than that of the block's loop.
+        """
+        fiber = self._fiber
         if self._context is None:
             if self._asked is None:
                 self._asked = reason or CancelledError("the scope was cancelled before it was entered")
-        elif self._fiber is not None and self._cancellation is None:
+        elif fiber is not None and self._cancellation is None:
+            if running_loop() is not fiber.task().get_loop():
+                raise RuntimeError(f"this {self._label} belongs to another event loop or thread: cancel it only there")
             self._cancellation = self._context.cancel(reason)
 
     def __enter__(self) -> CancelScope:

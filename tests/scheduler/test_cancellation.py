@@ -25,6 +25,7 @@ from domains import (
     fiber,
     move_on_after,
     protect,
+    run_in_thread,
     timeout,
 )
 from domains.scheduler.cancel import current_fiber
@@ -933,6 +934,18 @@ def test_a_timeout_leaves_no_cycle(run: Run) -> None:  # S31
             assert [ref() for ref in refs] == [None, None]
         finally:
             gc.enable()
+
+    run(main)
+
+
+def test_a_scope_is_not_cancelled_from_another_thread(run: Run) -> None:
+    async def main() -> None:
+        with CancelScope() as scope:
+            with pytest.raises(RuntimeError, match="another event loop or thread"):
+                await run_in_thread(scope.cancel)
+            fiber.check()
+        assert not scope.cancelled
+        await run_in_thread(scope.cancel)  # it has ended
 
     run(main)
 
