@@ -52,10 +52,10 @@ class Semaphore:
 
     def release(self) -> None:
         """Give a permit back; any fiber may. Raises ValueError above the limit of a bounded semaphore."""
-        if self._waiters and self._waiters.wake_first(None):
-            return
         if self._value == self._limit:
             raise ValueError(f"{self!r} has all its permits already: this was released too often")
+        if self._waiters and self._waiters.wake_first(None):
+            return
         self._value += 1
 
     async def __aenter__(self) -> None:

@@ -78,6 +78,17 @@ async def test_a_release_too_many_raises_unless_unbounded() -> None:  # S50
     assert unbounded.value == 2
 
 
+async def test_a_release_too_many_raises_while_somebody_waits() -> None:  # S50
+    semaphore = Semaphore(0)
+    async with Switch() as switch:
+        switch.fork(semaphore.acquire)
+        await turns()
+        with pytest.raises(ValueError, match="too often"):
+            semaphore.release()
+        assert repr(semaphore) == "<semaphore, 0 free, 1 waiting>"
+        switch.cancel()
+
+
 async def test_a_cancelled_acquire_holds_nothing() -> None:  # S49
     semaphore = Semaphore(0, bounded=False)
     scope = CancelScope()
