@@ -36,6 +36,9 @@ MOST_BUFFER_BYTES = 1 << 40
 _LARGE_BYTES = 1 << 16
 """From here on a buffer is received into memory of its own."""
 
+_KEPT_BYTES = 1 << 20
+"""What is received into is kept up to this size; what a larger envelope needed is given back once it was read."""
+
 _HUGE_BYTES = 1 << 24
 """From here on that memory is mapped, which takes no more of the system than what has been written into it."""
 
@@ -165,6 +168,9 @@ class FrameReader:
                 if available < _HEADER_BYTES:
                     if not available:
                         self._start = self._end = 0
+                        if len(self._piece) > _KEPT_BYTES:
+                            self._piece = bytearray(_KEPT_BYTES)
+                            self._view = memoryview(self._piece)
                     return None
                 envelope_bytes, count, checksum = _read_header(self._piece, start)
                 if envelope_bytes > MOST_ENVELOPE_BYTES or count > MOST_BUFFERS:

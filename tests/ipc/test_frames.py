@@ -178,6 +178,19 @@ def test_a_reader_keeps_no_more_than_it_needs_after_many_frames():
     assert kept < 200_000
 
 
+def test_a_reader_gives_back_what_a_large_envelope_needed():
+    reader = FrameReader()
+    large, small = encode(b"x" * (1 << 23), []), encode(b"y", [])
+    tracemalloc.start()
+    try:
+        assert len(read_in_pieces(reader, large + small, [1 << 20])) == 2
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1 << 21
+    assert read_in_pieces(reader, small, [100]) == [(b"y", [])]
+
+
 def test_an_envelope_beyond_the_limit_is_refused_by_the_sender():
     class Huge(bytes):
         def __len__(self):
