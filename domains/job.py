@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 _RETURNED_NONE: Returned[Any] = Returned(None)
 
+_NO_VARIABLES: dict[bytes, bytes] = {}
+
 _tickets = itertools.count(1)
 _sequence = itertools.count()
 
@@ -105,10 +107,12 @@ class Job(Generic[T]):
             self.data, self.buffers, self.holds = references.pickling.dumps(
                 arguments, f"the arguments of job {function.name!r}"
             )
-            if self.holds and retry is not None:
-                references.keep(self.holds)
+        self.variables = _NO_VARIABLES
         context = contextvars.copy_context()
-        self.variables = pack_variables(context, references.pickling) if len(context) else b""
+        if len(context):
+            self._take_along(context)
+        if self.holds and retry is not None:
+            references.keep(self.holds)
         self.weight = weight
         self.owner = owner
         self.priority = priority
@@ -119,6 +123,11 @@ class Job(Generic[T]):
         self.on_end: Callable[[Job[Any]], None] | None = None
         self.state = _QUEUED
         self.promise: Promise[T] = Promise(function.name)
+
+    def _take_along(self, context: contextvars.Context) -> None:
+        self.variables, holds = pack_variables(context, self._references)
+        if holds:
+            self.holds = [*self.holds, *holds]
 
     def message(self, offered: bool) -> StartJob:
         """What to send to start it; from now on it is sent, under a new ticket, which may have to be claimed there."""

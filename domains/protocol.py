@@ -37,14 +37,14 @@ class StartJob(Struct, tag=3, array_like=True, gc=False):
 
     A job that was `offered` starts only once the receiver has claimed it (`domains.ipc.claims`), any other when it
     arrives: those without a weight, and one for a domain that has nothing else to do.
-    `variables` is the pickle of the submitter's context variables, or nothing.
+    `variables` are the submitter's context variables and their values, each a pickle.
     """
 
     job: int
     function: int
     data: bytes
     weight: int
-    variables: bytes
+    variables: dict[bytes, bytes]
     buffers: int
     offered: bool
 
@@ -192,7 +192,7 @@ class SubmitJob(Struct, tag=21, array_like=True, gc=False):
     priority: int
     retries: int
     retry: bytes
-    variables: bytes
+    variables: dict[bytes, bytes]
     buffers: int
 
 

@@ -7,16 +7,25 @@ the value that was set meet in the same variable over there.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import itertools
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from domains.errors import NotPicklable
 from domains.ipc.pickling import Pickling
 
+if TYPE_CHECKING:
+    from domains.references.registry import References
+
+_STAYS = frozenset({"domains", "decimal", "asyncio", "sniffio", "anyio"})
+"""Variables of these modules and of those in them mean something in their own process only."""
+
+_keys: dict[contextvars.ContextVar[Any], bytes | None] = {}
+_found: dict[bytes, contextvars.ContextVar[Any]] = {}
 _homes: dict[contextvars.ContextVar[Any], tuple[str, str] | None] = {}
 _travelled: dict[tuple[int, int], contextvars.ContextVar[Any]] = {}
 _numbers: dict[contextvars.ContextVar[Any], tuple[int, int]] = {}
@@ -24,29 +33,37 @@ _next_number = itertools.count()
 _NO_DEFAULT = object()
 
 
-def pack_variables(context: contextvars.Context, pickling: Pickling) -> bytes:
-    """The context's variables as bytes, leaving out what cannot travel; b"" when there is nothing."""
-    if not len(context):
-        return b""
-    carried = [(variable, value) for variable, value in context.items() if _travels(variable)]
-    if not carried:
-        return b""
-    try:
-        return _inline(carried, pickling)
-    except NotPicklable:
-        kept = []
-        for item in carried:
-            try:
-                _inline(item, pickling)
-            except NotPicklable:
-                continue
-            kept.append(item)
-        return _inline(kept, pickling) if kept else b""
+def pack_variables(context: contextvars.Context, references: References) -> tuple[dict[bytes, bytes], list[int]]:
+    """The context's variables and their values, leaving out what cannot travel, and the holds of the values' pickles.
+
+    Each is pickled by itself, so that one that cannot be opened over there fails neither the others nor the job.
+    """
+    packed: dict[bytes, bytes] = {}
+    holds: list[int] = []
+    for variable, value in context.items():
+        key = _keys[variable] if variable in _keys else _make_key(variable, references)
+        if key is None:
+            continue
+        try:
+            payload = references.pickling.dumps(value, "a context variable")
+        except NotPicklable:
+            continue
+        if payload.buffers:  # too large to go with every job
+            references.discharge(payload.holds)
+            continue
+        packed[key] = payload.data
+        holds.extend(payload.holds)
+    return packed, holds
 
 
-def unpack_variables(data: bytes, pickling: Pickling, context: contextvars.Context) -> None:
-    """Set, in `context`, what `pack_variables` packed."""
-    for variable, value in pickling.loads(data, ()):
+def unpack_variables(packed: dict[bytes, bytes], pickling: Pickling, context: contextvars.Context) -> None:
+    """Set, in `context`, what `pack_variables` packed, leaving out what cannot be opened here."""
+    for key, data in packed.items():
+        try:
+            variable = _found.get(key) or _found.setdefault(key, pickling.loads(key, ()))
+            value = pickling.loads(data, ())
+        except NotPicklable:
+            continue
         context.run(variable.set, value)
 
 
@@ -63,16 +80,17 @@ def reduce_variable(variable: contextvars.ContextVar[Any]) -> tuple[Any, ...]:
     return (_make_variable, (number, variable.name, *(() if default is _NO_DEFAULT else (default,))))
 
 
-def _inline(value: object, pickling: Pickling) -> bytes:
-    payload = pickling.dumps(value, "a context variable")
-    if payload.buffers:
-        raise NotPicklable("a context variable", "its value is too large to go with every job")
-    return payload.data
-
-
-def _travels(variable: contextvars.ContextVar[Any]) -> bool:
+def _make_key(variable: contextvars.ContextVar[Any], references: References) -> bytes | None:
+    """The pickle of a variable, which never changes; None if it does not travel."""
+    key = None
     home = _home(variable)
-    return home is None or not home[0].startswith(("domains.", "decimal", "asyncio", "sniffio", "anyio"))
+    if home is None or home[0].partition(".")[0] not in _STAYS:
+        with contextlib.suppress(NotPicklable):
+            payload = references.pickling.dumps(variable, "a context variable")
+            references.discharge(payload.holds)
+            key = None if payload.buffers or payload.holds else payload.data
+    _keys[variable] = key
+    return key
 
 
 def _home(variable: contextvars.ContextVar[Any]) -> tuple[str, str] | None:

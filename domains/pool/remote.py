@@ -8,6 +8,7 @@ through unopened. A submitter that dies takes its jobs with it; when the home en
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -176,6 +177,9 @@ class RelayedJob(Job[None]):
         self.buffers = buffers
         self.variables = message.variables
         self._answer = answer
+
+    def _take_along(self, context: contextvars.Context) -> None:
+        """The variables are its submitter's, not those of who hears of it here."""
 
     def returned(self, message: JobReturned, buffers: Buffers, pickling: Any) -> None:
         self._answer(False, message.data, message.seconds, buffers)

@@ -3,9 +3,12 @@
 import asyncio
 import contextvars
 import functools
+import importlib
 import math
 import os
+import sys
 import threading
+import types
 
 import pytest
 
@@ -320,6 +323,35 @@ def test_a_job_sees_the_submitters_context_variables(link):  # S12
             return before, after
 
     assert run(main, link) == (("default", None, "absent"), ("set", 42, "absent"))
+
+
+def test_a_context_variable_that_is_not_known_over_there_is_left_out(monkeypatch):  # S12
+    plugin = types.ModuleType("plugin_that_was_loaded_by_its_path")
+    plugin.variable = contextvars.ContextVar("variable of the plugin")
+    monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            plugin.variable.set("set")
+            variable.set("set too")
+            return await pool.submit(variable.get, weight=1.0)
+
+    assert run(main, "socketpair") == "set too"
+
+
+def test_a_context_variable_travels_whatever_its_module_is_called(monkeypatch, tmp_path):  # S12
+    (tmp_path / "decimal_settings.py").write_text(
+        "import contextvars\nvariable = contextvars.ContextVar('variable')\ndef read(): return variable.get()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = importlib.import_module("decimal_settings")
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            settings.variable.set("set")
+            return await pool.submit(settings.read, weight=1.0)
+
+    assert run(main, "socketpair") == "set"
 
 
 def test_a_context_variable_set_in_a_plain_job_does_not_reach_the_next(link):

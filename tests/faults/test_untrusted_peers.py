@@ -48,7 +48,7 @@ WORDS = {
     "another shape": _frame(b"\x81\x01\x02"),
     "nested without end": _frame(b"\x91" * 100_000),
     "a pickle in place of messages": _frame(_pickled_trap()),
-    "a message for a domain": _frame(_messages(StartJob(1, 1, _pickled_trap(), 0, b"", 0, False))),
+    "a message for a domain": _frame(_messages(StartJob(1, 1, _pickled_trap(), 0, {}, 0, False))),
     "another message for a domain": _frame(_messages(Finish())),
     "an answer to nobody": _frame(_messages(JobReturned(2**62, _pickled_trap(), 0.0, 0))),
     "a negative count of buffers": _frame(_messages(JobReturned(1, b"", 0.0, -1)), b"buffer"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from domains import Mutex, NotPicklable, Promise, Resolver, Semaphore, Stream, Switch
 
 from . import moments
-from .remote import in_pool
+from .remote import Opens, in_pool
 from .test_backpressure import MEGABYTE, peak_bytes
 
 AT_ONCE = 500
@@ -266,5 +267,30 @@ def test_a_pickle_that_is_made_in_the_midst_of_another_leaves_it_its_holds(inner
 
             await pool.submit(put, stream, Meanwhile(submit), weight=1.0)  # begins when the other has ended
         assert await stream.take() == "made"
+
+    in_pool(main, "socketpair")
+
+
+variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable", default=None)
+
+
+@pytest.mark.parametrize("unfit", [Opens(), bytes(1 << 17), Unpicklable()])
+def test_what_a_context_variable_holds_that_does_not_travel_is_not_held(unfit: Any) -> None:  # S12
+    async def main(pool: Any) -> None:
+        token = variable.set((unfit, Stream(1)))
+        assert await pool.submit(variable.get, weight=1.0) is None
+        variable.reset(token)
+
+    in_pool(main, "socketpair")
+
+
+def test_what_a_context_variable_holds_is_not_held_for_a_job_that_was_never_sent() -> None:  # S12
+    async def main(pool: Any) -> None:
+        token = variable.set(Stream(1))
+        async with Switch() as sw:
+            jobs = [pool.submit_fork(sw, drop, weight=1.0) for _ in range(20)]
+            sw.cancel()
+        assert all(job.is_resolved for job in jobs)
+        variable.reset(token)
 
     in_pool(main, "socketpair")
