@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from asyncio import CancelledError
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from domains.errors import Cancelled
@@ -244,6 +245,14 @@ class Context:
             for fiber in elsewhere:
                 call_soon(_tell_in_foreign_code, fiber, True)
         return cancellation
+
+    def tree(self) -> Iterator[tuple[int, Context]]:
+        """This context and all below it, each before those below it, with its depth. May be as deep as one likes."""
+        stack = [(0, self)]
+        while stack:
+            depth, context = stack.pop()
+            yield depth, context
+            stack += [(depth + 1, child) for child in reversed(list(context.children))]
 
 
 def _since(suspension: Suspension[Any]) -> float:

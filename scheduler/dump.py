@@ -69,7 +69,7 @@ def dump(file: TextIO | None = None) -> str:
     lines: list[str] = []
     fibers: set[asyncio.Task[Any]] = set()
     for root in sorted(_copied(root_contexts), key=lambda root: root.label != "root"):
-        lines += _tree(root, 0, fibers)
+        lines += _tree(root, fibers)
     loop = running_loop()
     if loop is not None:
         others = [task for task in asyncio.all_tasks(loop) if task not in fibers and not task.done()]
@@ -89,25 +89,24 @@ def dump_to_stderr(*_: Any) -> None:
             text = text[os.write(2, text) :]
 
 
-def _tree(context: Context, depth: int, seen: set[asyncio.Task[Any]]) -> Iterator[str]:
-    indent = "  " * depth
-    fibers = [fiber for fiber in list(context.fibers) if not fiber.task().done()]
-    if context.parent is None and not fibers and not context.children:
-        return  # of a task that has ended
-    cancellation = context.cancellation
-    text = context.label if context.owner is None else shown(context.owner).strip("<>")
-    if cancellation is not None:
-        text += ", cancelled"
-        if cancellation.reason is not None:
-            text += f" because of {shown(cancellation.reason)}"
-    yield indent + text
-    for fiber in fibers:
-        seen.add(fiber.task())
-        yield f"{indent}  {report(fiber)}"
-    for work in list(context.adopted):
-        yield f"{indent}  elsewhere: {shown(work)}"
-    for child in list(context.children):
-        yield from _tree(child, depth + 1, seen)
+def _tree(root: Context, seen: set[asyncio.Task[Any]]) -> Iterator[str]:
+    for depth, context in root.tree():
+        indent = "  " * depth
+        fibers = [fiber for fiber in list(context.fibers) if not fiber.task().done()]
+        if context is root and not fibers and not context.children:
+            return  # of a task that has ended
+        cancellation = context.cancellation
+        text = context.label if context.owner is None else shown(context.owner).strip("<>")
+        if cancellation is not None:
+            text += ", cancelled"
+            if cancellation.reason is not None:
+                text += f" because of {shown(cancellation.reason)}"
+        yield indent + text
+        for fiber in fibers:
+            seen.add(fiber.task())
+            yield f"{indent}  {report(fiber)}"
+        for work in list(context.adopted):
+            yield f"{indent}  elsewhere: {shown(work)}"
 
 
 def _task_line(task: asyncio.Task[Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from domains.errors import Deadlock
 from domains.scheduler.context import Context, Fiber, root_contexts
-from domains.scheduler.dump import report
+from domains.scheduler.dump import report, shown
 from domains.scheduler.run import run
 from domains.scheduler.threads import CallThread, calls_under_way
 
@@ -115,10 +115,9 @@ class MockLoop(asyncio.SelectorEventLoop):
                 root.cancel(self.deadlock)
 
 
-def _fibers_in(context: Context) -> Iterator[Fiber]:
-    yield from list(context.fibers)
-    for child in list(context.children):
-        yield from _fibers_in(child)
+def _fibers_in(root: Context) -> Iterator[Fiber]:
+    for _, context in root.tree():
+        yield from list(context.fibers)
 
 
 def _describe(loop: asyncio.AbstractEventLoop) -> str:
@@ -130,7 +129,7 @@ def _describe(loop: asyncio.AbstractEventLoop) -> str:
                 tasks.discard(fiber.task())
                 told = report(fiber)
                 waits = "waits in other code" if told.operation is None else f"waits in {told.operation}"
-                target = "" if told.target is None else f" on {told.target!r}"
+                target = "" if told.target is None else f" on {shown(told.target)}"
                 stuck.append(f"fiber {told.name!r} of {told.switch} {waits}{target} at {told.file}:{told.line}")
     for task in sorted(tasks, key=lambda task: task.get_name()):
         frames = task.get_stack(limit=1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import re
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from domains import (
+    CancelScope,
     Deadlock,
     DomainUnavailable,
     Environment,
@@ -125,6 +128,22 @@ def test_a_deadlock_names_every_stuck_fiber_its_switch_operation_and_line() -> N
     place = f"{__file__}:{next(number for number, text in enumerate(lines, 1) if 'await stream.take()' in text)}"
     assert re.search(rf"fiber 'clerk' of switch 'shop' waits in Stream.take on <stream 'orders'.* at {place}", message)
     assert "fiber 'main' of switch 'shop' waits in other code" in message
+
+
+def test_a_deadlock_is_told_at_any_depth_and_whatever_cannot_be_shown() -> None:  # S59
+    class Unspeakable(Stream[int]):
+        def __repr__(self) -> str:
+            raise ValueError
+
+    async def main() -> None:
+        with contextlib.ExitStack() as stack:
+            for _ in range(sys.getrecursionlimit()):
+                stack.enter_context(CancelScope())
+            assert "fiber 'main' runs" in fiber.dump()
+            await Unspeakable(1).take()
+
+    with pytest.raises(Deadlock, match=r"fiber 'main' of .*Stream.take on <Unspeakable, whose repr raises ValueError>"):
+        testing.run(main)
 
 
 def test_the_program_unwinds_before_the_deadlock_is_raised() -> None:  # S59
