@@ -21,7 +21,7 @@ from zlib import crc32
 
 from domains.errors import ConnectionLost
 
-__all__ = ["Frame", "FrameCorrupt", "FrameReader", "byte_view", "frame_header", "read_frame"]
+__all__ = ["MOST_BUFFERS", "Frame", "FrameCorrupt", "FrameReader", "byte_view", "frame_header", "read_frame"]
 
 _HEADER = struct.Struct("!2sBBIII")
 _HEADER_BYTES = _HEADER.size
@@ -59,6 +59,8 @@ def frame_header(envelope: bytes, buffers: Sequence[memoryview]) -> bytes:
     if not buffers:
         checksum = crc32(envelope)
         return _HEADER.pack(_MAGIC, _VERSION, _check(size, 0, checksum), size, 0, checksum)
+    if len(buffers) > MOST_BUFFERS:
+        raise ValueError(f"a frame of {len(buffers)} buffers is too large: {MOST_BUFFERS} at most")
     lengths = struct.pack(f"!{len(buffers)}Q", *[buffer.nbytes for buffer in buffers])
     checksum = crc32(envelope, crc32(lengths))
     count = len(buffers)

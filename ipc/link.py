@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from domains.errors import ConnectionLost
-from domains.ipc.frames import byte_view
+from domains.ipc.frames import MOST_BUFFERS, byte_view
 
 __all__ = ["Buffer", "Carrier", "Codec", "Link", "Receiver", "wait_for"]
 
@@ -138,6 +138,8 @@ class Link(ABC):
                 raise ConnectionLost(f"the link to {self.name} is {self.state.value}: nothing can be sent")
         elif not self._batch and not self._is_held:
             self._loop.call_soon(self.flush)
+        if buffers and len(self._batch_buffers) + len(buffers) > MOST_BUFFERS:
+            self.flush()  # a frame takes no more of them
         self._batch.append(message)
         if buffers:
             self._batch_buffers += buffers

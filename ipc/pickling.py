@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from domains.errors import Cancelled, DomainDied, NotPicklable
 from domains.ipc.arena import LostBuffer
-from domains.ipc.frames import byte_view
+from domains.ipc.frames import MOST_BUFFERS, byte_view
 from domains.ipc.unpicklable import describe, find_culprit
 
 __all__ = ["OUT_OF_BAND_BYTES", "Payload", "Pickling"]
@@ -106,6 +106,9 @@ class Pickling:
         if by_value:
             buffers.clear()
             pieces = self._dump_by_value(value, what % about if about else what, keep)
+        if len(buffers) >= MOST_BUFFERS:
+            why = f"it has {len(buffers)} large buffers or parts of shared arrays, and a message takes {MOST_BUFFERS}"
+            raise NotPicklable(what % about if about else what, why, "Send the arrays as a whole.")
         return self._payload(pieces, buffers)
 
     def dumps_function(self, f: Callable[..., Any]) -> bytes:

@@ -200,6 +200,11 @@ def test_an_envelope_beyond_the_limit_is_refused_by_the_sender():
         frame_header(Huge(), [])
 
 
+def test_more_buffers_than_a_frame_takes_are_refused_by_the_sender():
+    with pytest.raises(ValueError, match="too large"):
+        frame_header(b"x", [memoryview(b"")] * (MOST_BUFFERS + 1))
+
+
 def whole(envelope, buffers):
     views = [memoryview(buffer) for buffer in buffers]
     return b"".join((frame_header(envelope, views), envelope, *buffers))

@@ -12,6 +12,7 @@ import numpy
 import pytest
 
 from domains import Cancelled, ConnectionLost
+from domains.ipc import link as link_module
 from domains.ipc.link import HIGH_WATER_BYTES, LinkState, wait_for
 from domains.scheduler.run import new_event_loop
 
@@ -218,6 +219,20 @@ def test_what_follows_a_message_whose_receiver_raises_is_heard_to_the_end(run, e
         assert errors == [raised, raised]
         other.abort(None)
         await turns(3)
+
+    run(main)
+
+
+def test_what_is_sent_in_one_turn_is_several_frames_where_one_does_not_take_all_buffers(run, monkeypatch):
+    monkeypatch.setattr(link_module, "MOST_BUFFERS", 3)
+
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        for n in range(5):
+            one.send(n, [b"1"])
+        assert await second.heard(5) == list(range(5))
+        assert second.frames == [[0, 1, 2], [3, 4]]
+        await close_both(one, first, other, second)
 
     run(main)
 

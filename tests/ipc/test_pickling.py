@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domains import Cancelled, NotPicklable
+from domains.ipc import pickling as pickling_module
 from domains.ipc.arena import Arena
 from domains.ipc.pickling import OUT_OF_BAND_BYTES, Payload, Pickling
 
@@ -77,6 +78,14 @@ def test_an_array_below_the_threshold_stays_in_the_pickle(pickling):
     payload = pickling.dumps(sent, "a value")
     assert payload.buffers == []
     assert (pickling.loads(payload.data, payload.buffers) == sent).all()
+
+
+def test_more_buffers_than_a_message_takes_are_refused(pickling, monkeypatch):
+    monkeypatch.setattr(pickling_module, "MOST_BUFFERS", 3)
+    large = [bytearray(OUT_OF_BAND_BYTES) for _ in range(3)]
+    assert len(pickling.dumps([*map(memoryview, large[:2])], "a value").buffers) == 2
+    with pytest.raises(NotPicklable, match="a value cannot be pickled: it has 3 large buffers"):
+        pickling.dumps([*map(memoryview, large)], "a value")
 
 
 def test_large_and_small_buffers_keep_their_order(pickling):
