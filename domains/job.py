@@ -205,6 +205,8 @@ class Job(Generic[T]):
         """Let a switch wait for it, and cancel it, without a fiber that does."""
         self.switch = switch
         switch.adopt(self)
+        if self.state is _ENDED:  # as it was submitted
+            switch.disown(self, self.promise)
 
     def cancel(self, reason: BaseException | None) -> None:
         """Nobody wants the result: it ends soon, unless it has already. Does not wait."""

@@ -152,7 +152,6 @@ async def _map(
                 if dispatch.refusal is not None:
                     raise dispatch.refusal
                 job = _job_for(function, group, read, references, weight, dispatch)
-                job.on_end = ended
                 dispatch.push(job)
                 dispatch.count_items(len(group) - 1, 0)
                 sizes[job] = len(group)
@@ -161,6 +160,10 @@ async def _map(
                 read += len(group)
                 if ordered:
                     next_ones.append(job)
+                if job.promise.is_resolved:  # as it was pushed, for no domain could be started
+                    ended(job)
+                else:
+                    job.on_end = ended
             if next_ones and next_ones[0].promise.is_resolved:
                 job = next_ones.popleft()
                 values = await job.promise

@@ -1,5 +1,6 @@
 """What runs out gives a clear error to the call that needed it; what already runs goes on."""
 
+import contextlib
 import os
 import resource
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import domains
-from domains import DomainUnavailable, ExecutorPool
+from domains import DomainUnavailable, ExecutorPool, Switch
 
 from .limits import without_capabilities
 from .program import Program
@@ -58,6 +59,43 @@ def test_no_more_descriptors_fails_the_start_of_a_domain_and_leaks_none(link, tm
         assert program.hear() == "end"
         assert program.wait() == 0, program.errors
         program.check_nothing_is_left()
+
+
+@contextlib.contextmanager
+def _no_more_descriptors():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_jobs_that_fail_as_they_are_submitted_belong_to_their_switch_all_the_same():
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, min_domains=0, max_domains=1) as pool:
+            async with Switch() as sw:
+                with _no_more_descriptors():
+                    promises = [pool.submit_fork(sw, abs, -n, weight=1.0) for n in range(256)]
+                assert promises[-1].is_resolved
+                for promise in promises:
+                    with pytest.raises(DomainUnavailable, match="Too many open files"):
+                        await promise
+
+    domains.run(main)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_map_whose_groups_fail_as_they_are_submitted_raises_why(ordered):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, min_domains=0, max_domains=1) as pool:
+            results = pool.map(abs, range(512), weight=1.0, buffer=512, chunk=1, ordered=ordered)
+            with _no_more_descriptors(), pytest.raises(DomainUnavailable, match="Too many open files"):
+                await results
+
+    domains.run(main)
 
 
 def test_a_program_may_have_more_descriptors_open_than_select_can_take(link, tmp_path):
