@@ -105,13 +105,16 @@ class _Timers:
         self._handle = None
         self._wake_at = float("inf")
         heap = self._heap
-        while heap and (heap[0][0] <= now or heap[0][2]._callback is None):
-            timer = heapq.heappop(heap)[2]
-            if not timer.run():
-                self._cancelled -= 1
-            heap = self._heap  # a callback may have had it swept
-        if heap and heap[0][0] < self._wake_at:
-            self._arm(heap[0][0])
+        try:
+            while heap and (heap[0][0] <= now or heap[0][2]._callback is None):
+                timer = heapq.heappop(heap)[2]
+                if not timer.run():
+                    self._cancelled -= 1
+                heap = self._heap  # a callback may have had it swept
+        finally:  # a signal handler may have raised in a callback
+            heap = self._heap
+            if heap and heap[0][0] < self._wake_at:
+                self._arm(heap[0][0])
 
 
 _timers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Timers] = weakref.WeakKeyDictionary()

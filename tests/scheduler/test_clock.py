@@ -244,6 +244,31 @@ def test_a_sweep_inside_a_callback_loses_no_timer(run_timed: Run) -> None:  # S5
     assert ran == list(range(20))
 
 
+def test_a_callback_that_raises_holds_up_no_other_timer(run_timed: Run, caplog: pytest.LogCaptureFixture) -> None:
+    ran: list[str] = []
+
+    async def main() -> None:
+        done = asyncio.Event()
+        base = now() + 0.001
+
+        def interrupted(_: None) -> None:
+            raise KeyError("of a signal handler")
+
+        def due(_: None) -> None:
+            ran.append("due")
+            done.set()
+
+        set_timer(base, interrupted, None)
+        set_timer(base, due, None)
+        otherwise = asyncio.get_running_loop().call_later(10, done.set)
+        await done.wait()
+        otherwise.cancel()
+
+    run_timed(main)
+    assert ran == ["due"]
+    assert "of a signal handler" in caplog.text
+
+
 def test_a_closed_loop_is_not_kept(run_timed: Run) -> None:  # S57
     loops: list[weakref.ref[Any]] = []
 
