@@ -50,13 +50,12 @@ class Suspension(Generic[T]):
         if future.done():
             return False
         loop = future.get_loop()
-        if running_loop() is loop:
-            try:
-                future.set_result(value)
-            except InvalidStateError:  # a signal handler, which may broadcast, came first
-                return False
-        else:
-            loop.call_soon_threadsafe(self.resume, value)
+        if running_loop() is not loop:
+            return _call_elsewhere(loop, self.resume, value)
+        try:
+            future.set_result(value)
+        except InvalidStateError:  # a signal handler, which may broadcast, came first
+            return False
         return True
 
     def throw(self, error: BaseException) -> bool:
@@ -65,13 +64,12 @@ class Suspension(Generic[T]):
         if future.done():
             return False
         loop = future.get_loop()
-        if running_loop() is loop:
-            try:
-                future.set_exception(error)
-            except InvalidStateError:
-                return False
-        else:
-            loop.call_soon_threadsafe(self.throw, error)
+        if running_loop() is not loop:
+            return _call_elsewhere(loop, self.throw, error)
+        try:
+            future.set_exception(error)
+        except InvalidStateError:
+            return False
         return True
 
     @property
@@ -119,6 +117,14 @@ class Suspension(Generic[T]):
             return False
         self.fiber.cancel_again(error)
         return True
+
+
+def _call_elsewhere(loop: asyncio.AbstractEventLoop, complete: Callable[[T], bool], outcome: T) -> bool:
+    try:
+        loop.call_soon_threadsafe(complete, outcome)
+    except RuntimeError:  # it is closed: nobody waits there any more
+        return False
+    return True
 
 
 def suspend(

@@ -214,3 +214,21 @@ def test_a_signal_handler_that_comes_between_two_steps_of_resuming_wins(run: Run
             assert future.result() == "by the signal handler"
 
     run(main)
+
+
+def test_who_waited_on_a_loop_that_is_closed_is_passed_over(run: Run) -> None:  # S32 S50
+    semaphore = Semaphore(1)
+    closed = asyncio.new_event_loop()
+    closed.run_until_complete(semaphore.acquire())
+    abandoned: Any = closed.create_task(semaphore.acquire())
+    abandoned._log_destroy_pending = False
+    closed.run_until_complete(asyncio.sleep(0))
+    closed.close()
+
+    async def main() -> None:
+        async with Switch() as switch:
+            switch.fork(semaphore.acquire)
+            await fiber.yield_now()
+            semaphore.release()
+
+    run(main)
