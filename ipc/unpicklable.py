@@ -74,7 +74,7 @@ def _refuses(value: object) -> bool:
 
 def _accessible_parts(value: object) -> Iterator[tuple[str, object]]:
     """The parts of an object of any kind, up to the first that raises as it is looked at."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, SystemExit):
         yield from _parts(value)
 
 
@@ -142,5 +142,5 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
 def _text(value: object) -> str:
     try:
         return repr(value)[:80]
-    except Exception:
+    except (Exception, SystemExit):
         return f"<{type(value).__qualname__}>"

@@ -433,6 +433,11 @@ class BadRepr:
         raise RuntimeError("nor a pickle")
 
 
+class ReprThatExits(BadRepr):
+    def __repr__(self):
+        raise SystemExit(3)
+
+
 class BadProperty:
     __slots__ = ()
 
@@ -444,7 +449,26 @@ class BadProperty:
         raise RuntimeError("no attributes either")
 
 
-@pytest.mark.parametrize("make", [lambda: {BadRepr(): 1}, lambda: {BadRepr()}, BadRepr, BadProperty], ids=range(4))
+class PropertyThatExits(BadProperty):
+    __slots__ = ()
+
+    @property
+    def __dict__(self):
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: {BadRepr(): 1},
+        lambda: {ReprThatExits(): 1},
+        lambda: {BadRepr()},
+        BadRepr,
+        BadProperty,
+        PropertyThatExits,
+    ],
+    ids=range(6),
+)
 def test_objects_that_raise_while_they_are_walked_still_give_one_clear_error(pickling, make):
     assert "argument 1" in refused(pickling, make())
 
