@@ -57,7 +57,9 @@ class OfferedClaims(_Claims):
             on_failure.callback(os.close, writing)
             os.set_blocking(reading, False)
             os.set_blocking(writing, False)
-            super().__init__(reading, writing, anonymous_page("domains-claims", _TOKEN_BYTES))
+            page = anonymous_page("domains-claims", _TOKEN_BYTES)
+            on_failure.callback(os.close, page)
+            super().__init__(reading, writing, page)
             on_failure.pop_all()
         self._started[0] = -1
 
