@@ -23,9 +23,9 @@ from __future__ import annotations
 import enum
 import os
 import sys
-import threading
 from typing import Any
 
+from domains.ipc.fence import fence
 from domains.ipc.segments import Segment
 
 __all__ = ["CELLS", "Cells", "LeaseState", "StaleLease", "is_alive", "this_process"]
@@ -100,7 +100,7 @@ class Cells:
     def retract(self, index: int) -> bool:
         """Take back what was sent and will not be opened. False if somebody has opened it all the same."""
         self._bump(index)
-        _fence()
+        fence()
         if self._states[index] != _SENT:
             return False
         self._states[index] = _FREE
@@ -144,7 +144,7 @@ class Cells:
             raise StaleLease
         self._borrowers[index] = this_process()
         states[index] = _OPEN
-        _fence()
+        fence()
         if generations[index] != generation:
             states[index] = _RETURNED
             raise StaleLease
@@ -156,15 +156,6 @@ class Cells:
     def give_back(self, index: int, *, abandon: bool = False) -> None:
         """The last view is gone; `abandon` if another may still have one that nobody knows of."""
         self._states[index] = _ABANDONED if abandon else _RETURNED
-
-
-_fence_lock = threading.Lock()
-
-
-def _fence() -> None:
-    """Let what was written before be seen by all before anything is read after: taking a lock is a full barrier."""
-    with _fence_lock:
-        pass
 
 
 _this_process = 0

@@ -12,8 +12,7 @@ touch it any more, or is dead.
 
 from __future__ import annotations
 
-import threading
-
+from domains.ipc.fence import fence, fence_lock
 from domains.ipc.slots import SlotPage, SlotPages
 
 __all__ = ["Tally"]
@@ -24,9 +23,7 @@ _COUNT, _OPEN = 0, 8
 _FIELDS = _TALLY_BYTES // 8
 _LOT_BITS = 32
 
-
 _pages = SlotPages(SlotPage, "tally", _TALLIES, _TALLY_BYTES)
-_fence_lock = threading.Lock()
 
 
 class Tally:
@@ -77,14 +74,14 @@ class Tally:
     def close(self) -> int:
         """No more claims; returns how many there were."""
         self._fields[self._start + _OPEN] = 0
-        _fence()
+        fence()
         return self.count
 
     def watch(self) -> None:
         """Have the taker say when it claims any more of this lot; `count` says after this what it has before."""
         assert self._fields[self._start + _OPEN]
         self._fields[self._start + _OPEN] = 2 * self._lot + 1
-        _fence()
+        fence()
 
     def release(self) -> None:
         """Give it up: its taker is not going to use it."""
@@ -96,7 +93,7 @@ class Tally:
         """Claim the next of a lot, which makes it so many. True if the lot is open and nobody watches."""
         fields, start = self._fields, self._start
         fields[start + _COUNT] = lot << _LOT_BITS | count
-        with _fence_lock:
+        with fence_lock:
             pass
         return fields[start + _OPEN] == 2 * lot
 
@@ -107,9 +104,3 @@ class Tally:
     @property
     def is_watched(self) -> bool:
         return self._fields[self._start + _OPEN] & 1 != 0
-
-
-def _fence() -> None:
-    """Let what was written before be seen by all before anything is read after: taking a lock is a full barrier."""
-    with _fence_lock:
-        pass
