@@ -8,7 +8,8 @@ back. A lease keeps the lent buffer alive here, so a view of somebody else's mem
 cost, and whoever is in between stays responsible for it.
 
 Memory is used again only when nobody can read it any more. Where that cannot be known, because one who had passed a
-view on has died, its segment is retired: never used again, and freed by the kernel with its last mapping.
+view on has died, or one who has a view was forked, its segment is retired: never used again, and freed by the kernel
+with its last mapping.
 Segments are kept warm, since fresh memory costs several times the copy; idle ones are given up (`keep_house`).
 Where there is no room, by `limit_bytes` or because the system has none, `keep` returns None and data travels inline.
 
@@ -401,6 +402,20 @@ class Arena:
             self._give_up_idle(IDLE_SECONDS)
             return bool(self._own.segments or self._foreign or self._unopened)
 
+    def prepare_fork(self) -> None:
+        """There will be a copy of all views, in a process that never says when it lets go of them."""
+        with self._lock:
+            self._collect()
+            for own in self._own.segments:
+                own.retired |= not own.is_idle
+            for segment in *self._own.segments, *self._foreign.values():
+                for loan in segment.all_loans():
+                    memory = loan()  # held while it is marked, lest its end be overwritten
+                    if memory is not None:
+                        loan.cells.pass_on(loan.index)
+                        loan.abandoned = True
+                    del memory
+
     def _give_up_idle(self, seconds: float) -> None:
         self._own.drop_idle(seconds)
         now = time.monotonic()
@@ -456,6 +471,11 @@ def process_arena() -> Arena:
         return _of_this_process
 
 
+def _prepare_fork() -> None:
+    if _of_this_process is not None:
+        _of_this_process.prepare_fork()
+
+
 def _forget() -> None:
     """In a forked child: the arena is its parent's."""
     global _of_this_process, _making
@@ -463,4 +483,4 @@ def _forget() -> None:
     _making = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(before=_prepare_fork, after_in_child=_forget)

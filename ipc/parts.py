@@ -108,6 +108,9 @@ class _Mapped:
             if not alike:
                 del self.loans[bits]
 
+    def all_loans(self) -> list[Loan]:
+        return [loan for alike in self.loans.values() for near in alike.values() for loan in near]
+
     def loans_at(self, offset: int) -> list[Loan]:
         """All loans that this byte belongs to, since by which of them a view lives is not known.
 

@@ -498,6 +498,25 @@ def test_a_forked_copy_of_the_process_gives_nothing_back(make_arena):
     assert arena.statistics().leases == 0
 
 
+def test_what_a_forked_copy_of_the_process_has_stays_as_it_was(make_arena, monkeypatch):
+    arena, other = make_arena(), make_arena()
+    monkeypatch.setattr(arena_module, "_of_this_process", other)
+    (lent,) = other.borrow([memoryview(lend(arena, arena.keep([b"\x07" * MB])))])
+    own = other.keep([b"\x05" * MB])
+    gate_read, gate = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(gate)
+        os.read(gate_read, 1)
+        os._exit(10 * lent[0] + own[0])
+    del lent, own
+    for each in arena, other:
+        assert each.keep([b"\x08" * MB]) is not None
+    os.close(gate)
+    os.close(gate_read)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+
+
 def test_nothing_is_left_when_all_are_killed(arena, borrowers, kind):
     one, other = borrowers(), borrowers()
     other("borrow", one("keep", MB, 3))
