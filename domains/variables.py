@@ -1,22 +1,22 @@
 """Context variables that travel with a job: those of the submitter whose values can be pickled.
 
-A variable is found again by where it lives: the module and name under which this process knows it. One that lives
-in `__main__` or in no module's global names travels by a number of its own, so that the function that reads it and
-the value that was set meet in the same variable over there.
+A variable is found again by where it lives: the module and name under which this process knows it, or the attribute of
+a class in a module. One that lives in `__main__` or elsewhere travels by a number of its own, so that the function that
+reads it, if it travels by value, and the value that was set meet in the same variable over there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import itertools
-import os
+import operator
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from domains.errors import NotPicklable
 from domains.ipc.pickling import Pickling
+from domains.ipc.segments import random_number
 
 if TYPE_CHECKING:
     from domains.references.registry import References
@@ -27,9 +27,8 @@ _STAYS = frozenset({"domains", "decimal", "asyncio", "sniffio", "anyio"})
 _keys: dict[contextvars.ContextVar[Any], bytes | None] = {}
 _found: dict[bytes, contextvars.ContextVar[Any]] = {}
 _homes: dict[contextvars.ContextVar[Any], tuple[str, str] | None] = {}
-_travelled: dict[tuple[int, int], contextvars.ContextVar[Any]] = {}
-_numbers: dict[contextvars.ContextVar[Any], tuple[int, int]] = {}
-_next_number = itertools.count()
+_travelled: dict[int, contextvars.ContextVar[Any]] = {}
+_numbers: dict[contextvars.ContextVar[Any], int] = {}
 _NO_DEFAULT = object()
 
 
@@ -74,7 +73,7 @@ def reduce_variable(variable: contextvars.ContextVar[Any]) -> tuple[Any, ...]:
         return _find_variable, home
     number = _numbers.get(variable)
     if number is None:
-        number = _numbers[variable] = (os.getpid(), next(_next_number))
+        number = _numbers[variable] = random_number()  # one that no other process has used, now or before
         _travelled[number] = variable
     default = contextvars.Context().run(variable.get, _NO_DEFAULT)
     return (_make_variable, (number, variable.name, *(() if default is _NO_DEFAULT else (default,))))
@@ -100,19 +99,27 @@ def _home(variable: contextvars.ContextVar[Any]) -> tuple[str, str] | None:
 
 
 def _search(variable: contextvars.ContextVar[Any]) -> Iterator[tuple[str, str]]:
+    """Its module and its name there; of those in classes, such as "Settings.current", only if there is no other."""
+    classes: list[tuple[str, str, type]] = []
     for module_name, module in list(sys.modules.items()):
         if module_name != "__main__":
             for name, value in list(getattr(module, "__dict__", {}).items()):
                 if value is variable:
                     yield module_name, name
+                elif issubclass(type(value), type) and vars(value).get("__module__") == module_name:
+                    classes.append((module_name, name, value))
+    for module_name, name, owner in classes:
+        for attribute, value in list(vars(owner).items()):
+            if value is variable:
+                yield module_name, f"{name}.{attribute}"
 
 
 def _find_variable(module_name: str, name: str) -> Any:
     __import__(module_name)
-    return getattr(sys.modules[module_name], name)
+    return operator.attrgetter(name)(sys.modules[module_name])
 
 
-def _make_variable(number: tuple[int, int], name: str, *default: Any) -> contextvars.ContextVar[Any]:
+def _make_variable(number: int, name: str, *default: Any) -> contextvars.ContextVar[Any]:
     variable = _travelled.get(number)
     if variable is None:
         variable = contextvars.ContextVar(name, default=default[0]) if default else contextvars.ContextVar(name)

@@ -339,9 +339,13 @@ def test_a_context_variable_that_is_not_known_over_there_is_left_out(monkeypatch
     assert run(main, "socketpair") == "set too"
 
 
-def test_a_context_variable_travels_whatever_its_module_is_called(monkeypatch, tmp_path):  # S12
+def test_a_context_variable_travels_whatever_its_module_is_called_and_in_a_class_too(monkeypatch, tmp_path):  # S12
     (tmp_path / "decimal_settings.py").write_text(
-        "import contextvars\nvariable = contextvars.ContextVar('variable')\ndef read(): return variable.get()\n"
+        "from contextvars import ContextVar\n"
+        "variable = ContextVar('variable')\n"
+        "class Settings:\n"
+        "    current = ContextVar('current')\n"
+        "def read(): return variable.get(), Settings.current.get()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     settings = importlib.import_module("decimal_settings")
@@ -349,9 +353,25 @@ def test_a_context_variable_travels_whatever_its_module_is_called(monkeypatch, t
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
             settings.variable.set("set")
+            settings.Settings.current.set("set too")
             return await pool.submit(settings.read, weight=1.0)
 
-    assert run(main, "socketpair") == "set"
+    assert run(main, "socketpair") == ("set", "set too")
+
+
+def test_context_variables_of_two_processes_that_had_the_same_number_are_two():
+    def make():
+        os.getpid = lambda: 7
+        return contextvars.ContextVar("made over there")
+
+    async def main(env):
+        made = []
+        for _ in range(2):
+            async with env.domain_mgr.spawn() as domain:
+                made.append(await domain.call(make))
+        return made[0] is made[1]
+
+    assert not run(main, "socketpair")
 
 
 def test_a_context_variable_set_in_a_plain_job_does_not_reach_the_next(link):
