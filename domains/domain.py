@@ -66,13 +66,15 @@ _OPEN = DomainState.OPEN  # to look up an enum's member takes long
 class _Cancelling:
     """A job that was asked to end and has not answered. Asked -> Heard, once it is known to unwind as a fiber."""
 
-    __slots__ = ("is_heard", "job", "reason", "since")
+    __slots__ = ("is_heard", "job", "reason", "since", "was_seen_to")
 
     def __init__(self, job: Job[Any], reason: BaseException, since: float) -> None:
         self.job = job
         self.reason = reason
         self.since = since
         self.is_heard = False
+        self.was_seen_to = False
+        """Whether its domain was asked since then whose fiber has its turn."""
 
 
 class DomainHandle:
@@ -219,10 +221,20 @@ class DomainHandle:
         if self.has_ended or not self._cancelling:
             return
         loop = asyncio.get_running_loop()
-        busy_with = self.interrupts.busy_with[0]
+        busy_with, found = self.interrupts.busy_with
+        in_fiber = busy_with == NOBODY and self.was_ready
+        is_asked = False
         for ticket, cancelling in self._cancelling.items():
-            if cancelling.is_heard or not (busy_with == ticket or (busy_with == NOBODY and self.was_ready)):
-                continue  # it unwinds; or it waits behind another job, which is not to blame
+            if cancelling.is_heard:
+                continue  # it unwinds
+            if in_fiber:
+                is_asked = True
+                was_seen_to, cancelling.was_seen_to = cancelling.was_seen_to, True
+                is_to_blame = was_seen_to and found in (ticket, NOBODY)
+            else:
+                is_to_blame = busy_with == ticket
+            if not is_to_blame:
+                continue  # it waits behind another job, or for its turn
             age = loop.time() - cancelling.since
             if age >= self.grace_seconds:
                 self.kill(f"job {cancelling.job.function.name!r} was cancelled and did not end in {age:.1f} s")
@@ -232,6 +244,9 @@ class DomainHandle:
                     self._interrupt(cancelling)  # the last warning, even if it did notice the first
                 else:
                     self._process.send_signal(INTERRUPT_SIGNAL)
+        if is_asked:  # whose fiber has its turn; if it cannot say, all of them are to blame the next time
+            self.interrupts.busy_with[1] = NOBODY
+            self._process.send_signal(INTERRUPT_SIGNAL)
         self._watch = loop.call_later(self.grace_seconds / 4, self._watch_cancelled)
 
     def _cancel_heard(self, message: CancelHeard, _: Buffers) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from domains.errors import Cancelled
 from domains.ipc.interrupts import NOBODY, ReceivedInterrupts
+from domains.lending import current_loan
 
 INTERRUPT_SIGNAL = signal.SIGURG
 """A signal that is ignored where nobody handles it, so that one which comes too early or too late does no harm."""
@@ -83,6 +84,8 @@ class Interruptions:
             self._asked[job] = self._asked.get(job, 0) + 1
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        loan = current_loan()  # this is called in the context of what was interrupted
+        self.busy_with[1] = NOBODY if loan is None else loan.job
         self._read()
         if self._asked.get(self._job, 0) <= self._raised:
             return

@@ -325,8 +325,7 @@ class JobRunner:
         self, message: StartJob, known: _Known, call: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> None:
         self._unbegun -= 1
-        if message.weight:
-            begin_loan(Loan(self, message.job, message.weight))
+        begin_loan(Loan(self, message.job, message.weight))
         started = time.perf_counter()
         try:
             fiber.check()

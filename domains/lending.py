@@ -21,31 +21,31 @@ class Keeper(Protocol):
 class Loan:
     """The weight of one running job. Kept -> Lent -> Kept ...."""
 
-    __slots__ = ("_job", "_keeper", "_pending", "_weight")
+    __slots__ = ("_keeper", "_pending", "_weight", "job")
 
     def __init__(self, keeper: Keeper, job: int, weight: int) -> None:
         self._keeper = keeper
-        self._job = job
+        self.job = job
         self._weight = weight
         self._pending = 0
 
     def submitted(self) -> None:
         """A job was submitted from inside."""
         self._pending += 1
-        if self._pending == 1:
-            self._keeper.lend(self._job, self._weight)
+        if self._pending == 1 and self._weight:
+            self._keeper.lend(self.job, self._weight)
 
     def ended(self) -> None:
         """A job that was submitted from inside has ended."""
         self._pending -= 1
-        if self._pending == 0:
-            self._keeper.regain(self._job, self._weight)
+        if self._pending == 0 and self._weight:
+            self._keeper.regain(self.job, self._weight)
 
 
 _loan: contextvars.ContextVar[Loan | None] = contextvars.ContextVar("loan", default=None)
 
 current_loan = _loan.get
-"""The loan of the job that this code runs in, or None outside of any job with a weight."""
+"""The loan of the job that this code runs in, or None outside of any job's fibers."""
 
 begin = _loan.set
 """Called in a job's own context, before it runs."""

@@ -1,9 +1,10 @@
 """Which job a domain is busy with, and which of its jobs it is asked to end although it reads no messages.
 
-A domain writes the number of the job that keeps its main thread busy into a page that it shares with its parent. The
-parent asks for the end of a job by putting the number into a pipe, and then wakes the domain by a signal. Because a
-request names its job, one that arrives late hits nobody else. The domain reads requests only when it was woken, so the
-page, and no system call, is what a job costs.
+A domain writes the number of the plain job that keeps its main thread busy into a page that it shares with its parent,
+and, whenever a signal wakes it, the number of the job whose fiber has its turn. The parent asks for the end of a job by
+putting the number into a pipe, and then wakes the domain by a signal. Because a request names its job, one that arrives
+late hits nobody else. The domain reads requests only when it was woken, so the page, and no system call, is what a job
+costs.
 
 Invariant: a number is in the pipe before the parent's message about the same job is in the link, so that whoever
 handles the message finds the request, and can forget it.
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from domains.ipc.claims import anonymous_page
 
 _TOKEN_BYTES = 8
+_PAGE_BYTES = 2 * _TOKEN_BYTES
 _MOST_READ = 4096
 
 NOBODY = 0
@@ -32,9 +34,13 @@ class _Interrupts:
     def __init__(self, pipe: int, page: int) -> None:
         self._pipe = pipe
         self._page = page
-        self._map = mmap.mmap(page, _TOKEN_BYTES)
+        self._map = mmap.mmap(page, _PAGE_BYTES)
         self.busy_with = memoryview(self._map).cast("q")
-        """At index 0, the job that keeps the domain's main thread busy, or `NOBODY`; written by the domain alone."""
+        """At index 0, the plain job that keeps the domain's main thread busy, or `NOBODY`; written by the domain alone.
+
+        At index 1, the job in whose fiber the last signal has found it, or `NOBODY`. Whoever sends one to learn that
+        writes `NOBODY` first, and finds it again if the signal was not heard.
+        """
 
     def close(self) -> None:
         """Release the descriptors and the page; idempotent."""
@@ -56,7 +62,7 @@ class SentInterrupts(_Interrupts):
             on_failure.callback(os.close, writing)
             os.set_blocking(self._reading, False)
             os.set_blocking(writing, False)
-            super().__init__(writing, anonymous_page("domains-interrupts", _TOKEN_BYTES))
+            super().__init__(writing, anonymous_page("domains-interrupts", _PAGE_BYTES))
             on_failure.pop_all()
 
     def descriptors(self) -> dict[str, int]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import domains
-from domains import ExecutorPool, Switch
+from domains import ExecutorPool, Stream, Switch
+from domains.domain import DomainHandle
 from domains.references.shared_stream import SharedStream
 
 
@@ -156,7 +157,7 @@ def test_a_plain_job_that_is_cancelled_as_it_asks_another_domain_does_not_go_on_
                     sw.cancel()
                     return 0
 
-                promise = pool.submit_fork(sw, ask_and_return_what_waits, domains.Stream(1), weight=0.5)
+                promise = pool.submit_fork(sw, ask_and_return_what_waits, Stream(1), weight=0.5)
                 monkeypatch.setattr(SharedStream, "__len__", cancel)  # before the domain has its answer
             with pytest.raises(domains.Cancelled):
                 await promise
@@ -329,6 +330,47 @@ def test_a_job_that_waits_behind_a_long_one_is_cancelled_without_harm_to_it(link
             return await promise
 
     assert run(main, link) == "done"
+    assert not (tmp_path / "never").exists()
+
+
+async def compute(begin, finish):
+    Path(begin).touch()
+    while not os.path.exists(finish):
+        time.sleep(0.001)  # noqa: ASYNC251 - it is to keep the others from their turns
+    return "done"
+
+
+def test_jobs_that_are_cancelled_as_a_fiber_computes_do_no_harm_to_it(tmp_path, monkeypatch):  # S66
+    waits, computes, finish = tmp_path / "waits", tmp_path / "computes", tmp_path / "finish"
+    looks = Stream(100)
+    watch_cancelled = DomainHandle._watch_cancelled
+
+    def look(handle):
+        looks.add_nonblocking(None)
+        watch_cancelled(handle)
+
+    monkeypatch.setattr(DomainHandle, "_watch_cancelled", look)
+
+    async def finish_when_looked_at():
+        for _ in range(8):  # four to the grace
+            await looks.take()
+        finish.touch()
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, grace=0.1) as pool, Switch() as sw:
+            async with Switch() as cancelled:
+                pool.submit_fork(cancelled, mark_and_wait, waits, tmp_path / "end", weight=0.1)
+                await begun(waits)
+                promise = pool.submit_fork(sw, compute, computes, finish, weight=0.1)
+                await begun(computes)
+                pool.submit_fork(cancelled, mark_and_wait, tmp_path / "never", tmp_path / "end", weight=0.0)
+                pool.submit_fork(cancelled, spin, tmp_path / "never", weight=0.0)
+                await asyncio.sleep(0)  # they are sent
+                cancelled.cancel()
+                sw.fork(finish_when_looked_at)
+            return await promise
+
+    assert run(main) == "done"
     assert not (tmp_path / "never").exists()
 
 
