@@ -228,11 +228,15 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
     ) -> Promise[Any]:
         """Submit a job that belongs to a switch, without waiting: its outcome comes to the promise.
 
-        The switch waits for the job, and cancels it when it is cancelled. Raises at once what is wrong with the call.
+        The switch waits for the job, and cancels it when it is cancelled; on one that was cancelled before, nothing
+        runs. Raises at once what is wrong with the call.
         """
         switch.check_open()
         dispatch = self._open()
-        job: Job[Any] = Job(self._catalogue.add(f), args, self._references, checked_weight(weight), dispatch)
+        function, share = self._catalogue.add(f), checked_weight(weight)
+        if switch.is_cancelled:
+            return switch.fork_promise(f, *args)  # which does not run it
+        job: Job[Any] = Job(function, args, self._references, share, dispatch)
         dispatch.push(job)
         job.belong_to(switch)
         return job.promise

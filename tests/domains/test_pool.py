@@ -49,6 +49,22 @@ def test_an_async_function_returns_its_result(link):
     assert run(main, link) == 49
 
 
+def test_a_job_that_is_forked_on_a_cancelled_switch_does_not_run(tmp_path):  # S18
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.submit(square, 1, weight=1.0)  # from now on the domain would get it at once
+            async with Switch() as switch:
+                switch.cancel()
+                promise = pool.submit_fork(switch, os.mkdir, tmp_path / "made", weight=1.0)
+                with pytest.raises(ValueError):
+                    pool.submit_fork(switch, os.mkdir, tmp_path / "made", weight=2.0)
+            with pytest.raises(domains.Cancelled):
+                await promise
+
+    domains.run(main)
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_job_goes_to_an_idle_domain_at_once_and_others_wait_for_the_turn(link):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as switch:
