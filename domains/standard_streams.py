@@ -1,7 +1,8 @@
 """Standard output and error of a domain: what several domains print at the same time comes out in whole lines.
 
 A line is kept until it is complete and is then written at once, however long it is. Where the stream is a pipe, which
-splits long writes, domains take turns by a lock on the pipe itself; the system lifts it when its holder dies.
+splits long writes, domains take turns by a lock on the pipe itself; the system lifts it when its holder dies. One who
+keeps it without writing, because it was stopped, is not waited for.
 """
 
 from __future__ import annotations
@@ -10,19 +11,34 @@ import contextlib
 import fcntl
 import io
 import os
+import select
 import stat
 import sys
+import threading
+import time
 from typing import TextIO
 
 _LONGEST_LINE_BYTES = 1 << 20
+
+_PATIENCE_SECONDS = 1.0
+"""Whoever has the lock on a pipe, and does not write for so long though there is room, was stopped."""
+
+_LONGEST_SLEEP_SECONDS = 0.001
+
+_locks_of_threads: dict[tuple[int, int], threading.RLock] = {}
+"""By device and number of a file. The lock on a pipe is the process's; its threads take turns by these, as both streams
+may be one pipe. They can be taken again: a signal's handler may print."""
 
 
 class _Turns(io.RawIOBase):
     """Writes to a descriptor, whole, while no other domain does."""
 
     def __init__(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
         self._descriptor = descriptor
-        self._takes_turns = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+        self._takes_turns = stat.S_ISFIFO(status.st_mode)
+        self._patience_seconds = _PATIENCE_SECONDS
+        self._threads = _locks_of_threads.setdefault((status.st_dev, status.st_ino), threading.RLock())
 
     def fileno(self) -> int:
         return self._descriptor
@@ -36,25 +52,51 @@ class _Turns(io.RawIOBase):
     def write(self, data: object) -> int:
         view = memoryview(data).cast("B")  # type: ignore[arg-type]  # io calls it with nothing but buffers
         size = len(view)
-        locked = self._takes_turns and self._lock(fcntl.LOCK_EX)
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-        finally:
-            if locked:
-                self._lock(fcntl.LOCK_UN)
+        with self._threads:
+            locked = self._takes_turns and self._lock()
+            try:
+                while view:
+                    try:
+                        view = view[os.write(self._descriptor, view) :]
+                    except BlockingIOError:  # somebody has made it so for all who share it
+                        self._has_room(None)
+            finally:
+                if locked:
+                    fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
         return size
 
-    def _lock(self, what: int) -> bool:
-        try:
-            fcntl.lockf(self._descriptor, what)
-        except OSError:  # not every system has locks on pipes
-            self._takes_turns = False
-            return False
-        return True
+    def _lock(self) -> bool:
+        """Take the lock on the pipe; False if this is to be written without."""
+        sleep_seconds = _LONGEST_SLEEP_SECONDS / 16
+        since = time.monotonic()
+        while True:
+            try:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                pass
+            except OSError:  # not every system has locks on pipes
+                self._takes_turns = False
+                return False
+            else:
+                self._patience_seconds = _PATIENCE_SECONDS
+                return True
+            if not self._has_room(0):
+                self._has_room(None)  # it is the reader that all wait for
+                since = time.monotonic()
+            elif time.monotonic() - since >= self._patience_seconds:
+                self._patience_seconds = 0.0  # nor is it waited for with the next line
+                return False
+            time.sleep(sleep_seconds)
+            sleep_seconds = min(2 * sleep_seconds, _LONGEST_SLEEP_SECONDS)
+
+    def _has_room(self, milliseconds: int | None) -> bool:
+        """Wait so long, or for ever, until something can be written, or nobody reads any more."""
+        polling = select.poll()
+        polling.register(self._descriptor, select.POLLOUT)
+        return bool(polling.poll(milliseconds))
 
 
-def _whole_lines(stream: TextIO | None, errors: str) -> TextIO | None:
+def _whole_lines(stream: TextIO | None) -> TextIO | None:
     try:
         descriptor = stream.fileno() if stream is not None else -1
     except (OSError, ValueError):
@@ -68,10 +110,10 @@ def _whole_lines(stream: TextIO | None, errors: str) -> TextIO | None:
     except OSError:
         return None  # it is closed: as Python has it where it was from the start
     buffered = io.BufferedWriter(turns, _LONGEST_LINE_BYTES)
-    return io.TextIOWrapper(buffered, encoding=stream.encoding, errors=errors, line_buffering=True)
+    return io.TextIOWrapper(buffered, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
 
 
 def print_whole_lines() -> None:
     """Called once in each domain, before anything of the user's runs."""
-    sys.stdout = _whole_lines(sys.stdout, "strict")
-    sys.stderr = _whole_lines(sys.stderr, "backslashreplace")
+    sys.stdout = _whole_lines(sys.stdout)
+    sys.stderr = _whole_lines(sys.stderr)
