@@ -1,19 +1,21 @@
 """Functions that travel: pickled once, sent once to each domain, opened once there.
 
 A function that the other side can import goes by name and is known by its identity from then on. Any other (of
-`__main__`, a lambda, a closure, a partial) is pickled by value at each use, unless nothing that it refers to can have
-changed, and is known by its bytes: the same bytes are sent and opened once. Both tables are bounded: the least
-recently used is forgotten on both sides. A function that refers to objects with a home, such as streams, is not kept
-at all, for that would keep them alive: it goes with the arguments of each job.
+`__main__`, a lambda, a closure) is pickled by value at each use, unless nothing that it refers to can have changed, and
+is known by its bytes: the same bytes are sent and opened once. Both tables are bounded: the least recently used is
+forgotten on both sides. What is no function but an object that is called, such as a method with its object or a
+partial, goes with the arguments of each job, so that no job sees what another has done to it. So does a function that
+refers to objects with a home, such as streams, for to keep it would keep them alive.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from domains.errors import NotPicklable
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 _MOST_KNOWN = 1024
 
 _LARGEST_KEPT_BYTES = 1 << 16
-"""A function whose pickle is larger, such as a partial with data, goes with the arguments of each job."""
+"""A function whose pickle is larger, such as a closure with data, goes with the arguments of each job."""
 
 
 class Function(NamedTuple):
@@ -47,7 +49,7 @@ class Function(NamedTuple):
 def name_of(f: object) -> str:
     """What to call a function in messages."""
     inner = getattr(f, "func", f)  # a functools.partial is known by what it calls
-    if inner is not f and _only_calls(inner):
+    if inner is not f and only_calls(inner):
         return name_of_call(inner, getattr(f, "args", ()))
     name = getattr(inner, "__qualname__", None)
     return name if isinstance(name, str) else type(inner).__qualname__
@@ -55,11 +57,19 @@ def name_of(f: object) -> str:
 
 def name_of_call(f: object, arguments: Sequence[Any]) -> str:
     """The same for a call: what only calls its first argument is known by that."""
-    return name_of(arguments[0] if arguments and _only_calls(f) else f)
+    return name_of(arguments[0] if arguments and only_calls(f) else f)
 
 
-def _only_calls(f: object) -> bool:
-    return "RUNS_USER_CODE" in getattr(f, "__globals__", ())
+def only_calls(f: object) -> bool:
+    """Whether a function is one of ours that calls its first argument, which is the user's."""
+    return type(f) is FunctionType and "RUNS_USER_CODE" in f.__globals__
+
+
+def _is_shared(f: object) -> bool:
+    """Whether jobs may share what it was opened as: it is no object that a call could change."""
+    if type(f) is functools.partial and only_calls(f.func):
+        f = f.args[0]  # of a group: a user's function
+    return isinstance(f, FunctionType | type) or (type(f) is BuiltinFunctionType and isinstance(f.__self__, ModuleType))
 
 
 def no_function(what: str, given: object) -> TypeError:
@@ -92,7 +102,7 @@ class FunctionCatalogue:
         now = fingerprint(f) if type(f) is FunctionType else None
         if now is not None and (before := self._by_fingerprint.get(f)) is not None and is_same(now, before[0]):
             return before[1]
-        code = self._pickling.dumps_function(f)
+        code = self._pickling.dumps_function(f) if _is_shared(f) else b""
         is_async = inspect.iscoroutinefunction(f)
         if not code or len(code) > _LARGEST_KEPT_BYTES:
             return self.add(call_passed_async if is_async else call_passed)._replace(name=name_of(f), passed=f)

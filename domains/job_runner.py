@@ -25,7 +25,7 @@ from domains.conversation import Buffers, Conversation
 from domains.errors import Cancelled, ConnectionLost, NotPicklable
 from domains.failures import pack_failure, unpack_failure
 from domains.forked import exit_as_a_script
-from domains.functions import ReceivedFunctions, name_of, name_of_call
+from domains.functions import ReceivedFunctions, name_of, name_of_call, only_calls
 from domains.identity import current
 from domains.interruption import Interruptions
 from domains.ipc.claims import ReceivedClaims
@@ -72,7 +72,7 @@ class _Known:
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
-        self.name = name_of(call)
+        self.name = None if only_calls(call) else name_of(call)  # None: each job calls something else
         self.is_async = inspect.iscoroutinefunction(call)
         self.seconds = 1.0  # unknown counts as slow
 
@@ -275,7 +275,8 @@ class JobRunner:
                 unpack_variables(message.variables, self._pickling, context)
         except BaseException as error:
             if known is not None and isinstance(error, NotPicklable):
-                error = NotPicklable(f"the arguments of job {known.name!r}", error.why, error.hint)
+                what = f"the arguments of job {known.name!r}" if known.name else "a job's function or its arguments"
+                error = NotPicklable(what, error.why, error.hint)
             self._answer_raised(message.job, error, 0.0, "a job that could not be opened")
             return
         self._running[message.job] = None
@@ -303,7 +304,7 @@ class JobRunner:
             self._fork(message, known, lambda *_: value, arguments, context)
             return
         self._end(message)
-        self._answer_returned(message, value, seconds, known.name)
+        self._answer_returned(message, value, seconds, known.name or name_of_call(known.call, arguments))
 
     def _fork(
         self,
@@ -315,8 +316,9 @@ class JobRunner:
     ) -> None:
         self._unbegun += 1
         fork = self._switch.fork_within
+        name = known.name or name_of_call(known.call, arguments)
         within = self._running[message.job] = fork(
-            self._await, message, known, call, arguments, name=known.name, context=context
+            self._await, message, known, call, arguments, name=name, context=context
         )
         if self._unheard and (reason := self._unheard.pop(message.job, None)) is not None:
             self._cancel_fiber(message.job, within, reason)
@@ -338,7 +340,8 @@ class JobRunner:
             self._answer_raised(message.job, error, time.perf_counter() - started, what)
         else:
             self._end(message)
-            self._answer_returned(message, value, time.perf_counter() - started, known.name)
+            name = known.name or name_of_call(known.call, arguments)
+            self._answer_returned(message, value, time.perf_counter() - started, name)
         self._schedule_pump()
 
     def _end(self, message: StartJob) -> None:

@@ -1,4 +1,4 @@
-"""What runs in a domain for a function that came with its job's arguments, since it refers to objects with a home."""
+"""What runs in a domain for a function that came with its job's arguments: see `domains.functions`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What runs in a domain on behalf of an executor: calls of objects, calls with keywords, and chunks of a `map`."""
+"""What runs in a domain on behalf of an executor's `map`: a user's function over a chunk of items."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import starmap
 from typing import Any
 
@@ -12,10 +12,6 @@ from domains.scheduler.switch import is_awaitable
 
 RUNS_USER_CODE = True
 """Jobs may be interrupted in here: see `domains.interruption`."""
-
-
-def call(f: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-    return f(*args, **keywords)
 
 
 def call_chunk(f: Callable[..., Any], chunk: Sequence[tuple[Any, ...]]) -> list[Any] | Awaitable[list[Any]]:

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable
-from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from domains.errors import Cancelled, Closed
-from domains.functions import Function, name_of, no_function
+from domains.functions import no_function
 from domains.job import Job, JobState
-from domains.pool.calls import call as call_object
 from domains.pool.futures import Call, JobFuture, has_begun
 from domains.scheduler.promise import Raised, Result
 
@@ -30,9 +28,6 @@ _MOST_AT_ONCE = 256
 """Letters that are read before the loop gets a turn: some milliseconds of pickling."""
 
 
-_SMALL = (FunctionType, BuiltinFunctionType, type)
-
-
 class _OpenPool:
     """What an open inbox needs of its pool. Belongs to the loop's thread."""
 
@@ -40,21 +35,15 @@ class _OpenPool:
         self.dispatch = pool._open()
         self._catalogue = pool._catalogue
         self._references = pool._references
-        self._call_object = self._catalogue.add(call_object)
 
     def make_job(self, call: Call, weight: int) -> Job[Any]:
         """Raises what is wrong with the call: NotPicklable, TypeError."""
         f, args, keywords, _ = call
-        if keywords or not isinstance(f, _SMALL):
+        if keywords:
             if not callable(f):
                 raise no_function("a job", f)
-            # As an argument: pickled functions are kept on both sides, and an object may hold any amount of data.
-            is_async = inspect.iscoroutinefunction(f)
-            function = Function(self._call_object.number, self._call_object.code, name_of(f), is_async)
-            args = f, args, keywords
-        else:
-            function = self._catalogue.add(f)
-        return Job(function, args, self._references, weight, self.dispatch)
+            f = functools.partial(f, **keywords)
+        return Job(self._catalogue.add(f), args, self._references, weight, self.dispatch)
 
 
 class Inbox:

@@ -1,6 +1,7 @@
 """The executor pool end to end, over both kinds of link."""
 
 import asyncio
+import collections
 import contextvars
 import functools
 import importlib
@@ -113,6 +114,61 @@ def test_a_closure_is_sent_as_it_is_at_the_submit(link):
             return first, await pool.submit(lambda: sum(values), weight=1.0)
 
     assert run(main, link) == (1, 11)
+
+
+class Counter:
+    def __init__(self):
+        self.count = 0
+
+    def increment(self, by=1):
+        self.count += by
+        return self.count
+
+    def lock(self):
+        return threading.Lock()
+
+
+class AnythingCalled:
+    """As proxies and builders of queries are: whatever is asked of it is there."""
+
+    def __getattr__(self, name):
+        if name.startswith("__") and name != "__globals__":
+            raise AttributeError(name)
+        return AnythingCalled()
+
+    def __call__(self):
+        return "called"
+
+
+def append(seen, x):
+    seen.append(x)
+    return seen
+
+
+def test_each_job_has_a_copy_of_the_object_whose_method_it_calls():
+    async def main(env):
+        counter, items = Counter(), collections.deque([1, 2])
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            for _ in range(2):
+                assert await pool.submit(counter.increment, weight=1.0) == 1
+                assert await pool.submit(items.popleft, weight=1.0) == 1
+                assert await pool.submit(functools.partial(append, []), 5, weight=1.0) == [5]
+                assert await pool.submit(AnythingCalled(), weight=1.0) == "called"
+                assert await pool.map(counter.increment, [1, 2, 1], weight=1.0, chunk=1) == [1, 2, 1]
+                executor = pool.as_executor()
+                assert await asyncio.wrap_future(executor.submit(items.popleft)) == 1
+                assert await asyncio.wrap_future(executor.submit(counter.increment, by=2)) == 2
+
+    run(main, "socketpair")
+
+
+def test_a_result_that_cannot_travel_is_told_with_the_name_of_the_method(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pytest.raises(domains.NotPicklable, match=r"the result of job 'Counter.lock'"):
+                await pool.submit(Counter().lock, weight=1.0)
+
+    run(main, link)
 
 
 def test_arguments_are_those_of_the_submit(link):
