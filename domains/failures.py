@@ -113,6 +113,8 @@ def unpack_failure(data: bytes, buffers: Sequence[memoryview], pickling: Picklin
         mine = buffers[used : used + packed.buffers]
         used += packed.buffers
         rebuilt.append(_rebuild(packed, mine, pickling, failure.where))
+    for error in rebuilt:
+        _detach(error)
     for error, link, following in zip(rebuilt, failure.links, rebuilt[1:], strict=False):
         if link == "cause":
             _CAUSE.__set__(error, following)
@@ -150,6 +152,20 @@ def _attach(error: BaseException, text: str) -> None:
         last = cause
         seen.add(id(cause))
     _CAUSE.__set__(last, RemoteTraceback(text))  # and a context, which the text has too, is not shown beside it
+
+
+def _detach(error: BaseException) -> None:
+    """Undo an earlier `_attach`: an exception may be rebuilt as an object that there was before."""
+    cause, seen = _CAUSE.__get__(error), set()
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, RemoteTraceback):
+            _CAUSE.__set__(error, None)
+            notes = vars(error).get("__notes__")
+            if isinstance(notes, list):
+                vars(error)["__notes__"] = [note for note in notes if type(note) is not str or note != cause.text]
+            return
+        seen.add(id(cause))
+        cause = _CAUSE.__get__(cause)
 
 
 def _format(error: BaseException) -> str:

@@ -275,6 +275,44 @@ class Explosive:
         return 1
 
 
+class Lasting(Exception):
+    def __reduce__(self):
+        return "LASTING"
+
+
+LASTING = Lasting()
+
+
+def raise_what_lasts(n):
+    raise LASTING from (None if n % 2 else ValueError(n))
+
+
+def raise_because_of_what_lasts():
+    raise ValueError from LASTING
+
+
+def chain_of(error):
+    return [error] + ([] if error.__cause__ is None else chain_of(error.__cause__))
+
+
+def test_an_exception_that_is_the_same_object_each_time_tells_of_its_last_failure_only():
+    async def main(env):
+        LASTING.__notes__ = ["its own"]
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            await pool.ready()
+            for n in range(4):
+                error = await check_raises(Lasting, pool, raise_what_lasts, n)
+                assert error is LASTING
+                assert [note[:16] for note in error.__notes__] == ["its own", "Traceback of job"]
+                assert len(chain_of(error)) == (2 if n % 2 else 3)
+                assert str(chain_of(error)[-1]).lstrip() == error.__notes__[1]
+            for _ in range(2):
+                error = await check_raises(ValueError, pool, raise_because_of_what_lasts)
+                assert [type(link).__name__ for link in chain_of(error)] == ["ValueError", "Lasting", "RemoteTraceback"]
+
+    outcome_of(main, "socketpair")
+
+
 def test_what_cannot_be_rebuilt_is_told_with_the_name_of_its_job(link):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
