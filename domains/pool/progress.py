@@ -40,12 +40,12 @@ class ProgressWatch:
         self._count = count
         self._callback = callback
         self._interval = interval
-        self._start = count.since(PoolProgress(0, 0, 0))
-        self._told: PoolProgress | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> ProgressWatch:
         self._loop = asyncio.get_running_loop()
+        self._start = self._count.since(PoolProgress(0, 0, 0))
+        self._told: PoolProgress | None = None
         self._timer = self._loop.call_later(self._interval, self._tick)
         return self
 

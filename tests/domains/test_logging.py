@@ -430,6 +430,21 @@ def test_progress_is_told_while_jobs_end():
     assert [progress.ended for progress in told] == sorted(progress.ended for progress in told)
 
 
+def test_progress_counts_from_the_beginning_of_each_block():
+    told = []
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            watch = pool.watch(told.append, interval=60.0)
+            for _ in range(2):
+                await pool.submit(abs, -1, weight=1.0)
+                with watch:
+                    await pool.submit(abs, -1, weight=1.0)
+
+    run(main)
+    assert told == [(1, 1, 0), (1, 1, 0)]
+
+
 def test_failures_count_as_ended_and_failed():
     told = []
 
