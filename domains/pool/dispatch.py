@@ -196,8 +196,12 @@ class Dispatcher:
             fail(job)
 
     def broken(self, failure: DomainsError) -> None:
-        """Nothing can be run any more: those who wait are told why."""
+        """Nothing can be run any more: those who wait are told why, and those who come."""
         self.closed = failure
+        self.stranded(failure)
+
+    def stranded(self, failure: DomainsError) -> None:
+        """Nobody is there to run what waits, and nobody comes: it fails, and what is submitted later may not."""
         self._fail_waiting(lambda job: job.fail_undelivered(failure))
 
     # What the members tell

@@ -99,6 +99,7 @@ class Listener(Protocol):
     def lost(self, member: Member, /) -> None: ...
     def changed(self) -> None: ...
     def broken(self, failure: DomainsError, /) -> None: ...
+    def stranded(self, failure: DomainsError, /) -> None: ...
 
 
 class Members:
@@ -144,7 +145,8 @@ class Members:
             member.state is MemberState.STARTING or not member.handle.was_ready for member in self
         )
         for _ in range(min(queued - coming, self._options.max_domains - self._count())):
-            self._add()
+            if not self._add():
+                break
             self._listener.changed()  # it may be sent jobs while it starts
 
     def _count(self) -> int:
@@ -312,7 +314,11 @@ class Members:
     def _break_unless_some_serve(self, failure: DomainsError) -> None:
         self._failure = failure
         self._turn()
-        if not self._by_handle and not self._planned:
+        if self._by_handle or self._planned:
+            return
+        if isinstance(failure, DomainUnavailable) and not self._has_given_up():
+            self._listener.stranded(failure)  # what kept a domain from starting, such as a limit, may pass
+        else:
             self._listener.broken(failure)
 
     def _stop_starting(self) -> None:

@@ -87,6 +87,16 @@ def test_jobs_that_fail_as_they_are_submitted_belong_to_their_switch_all_the_sam
     domains.run(main)
 
 
+def test_a_pool_whose_domains_could_not_be_started_for_a_while_goes_on():
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, min_domains=0, max_domains=1) as pool:
+            with _no_more_descriptors(), pytest.raises(DomainUnavailable, match="Too many open files"):
+                await pool.submit(_echo, 1, weight=1.0)
+            return await pool.submit(_echo, 2, weight=1.0)
+
+    assert domains.run(main) == 2
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_map_whose_groups_fail_as_they_are_submitted_raises_why(ordered):
     async def main(env):
