@@ -7,6 +7,8 @@ Messages say what happened, to which domain, fiber or job by name, and what to d
 from __future__ import annotations
 
 import asyncio
+import copy
+from typing import TypeVar
 
 __all__ = [
     "AlreadyResolved",
@@ -22,6 +24,9 @@ __all__ = [
     "Poisoned",
     "RestartsExceeded",
 ]
+
+
+E = TypeVar("E", bound="DomainsError")
 
 
 class Cancelled(asyncio.CancelledError):
@@ -144,6 +149,13 @@ class NotPicklable(DomainsError, TypeError):
     def __str__(self) -> str:
         text = f"{self.what} cannot be pickled: {self.why}"
         return f"{text}\n{self.hint}" if self.hint else text
+
+
+def copy_of(error: E) -> E:
+    """The same error for one more to raise: its traceback, context and notes are then nobody else's."""
+    another = copy.copy(error)
+    another.__cause__ = error.__cause__
+    return another
 
 
 def _signal_name(number: int) -> str:

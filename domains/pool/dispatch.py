@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS
-from domains.errors import Cancelled, Closed, DomainDied, DomainsError
+from domains.errors import Cancelled, Closed, DomainDied, DomainsError, copy_of
 from domains.job import Job, JobState
 from domains.pool.members import Member, Members, MemberState
 from domains.pool.options import PoolOptions
@@ -46,7 +46,7 @@ class Submissions(Protocol):
 
     @property
     def refusal(self) -> DomainsError | None:
-        """Why no job may be submitted any more, or None."""
+        """Why no job may be submitted any more, or None. Another object each time, for whoever raises it."""
 
     def push(self, job: Job[Any], /) -> None: ...
     def cancel(self, job: Job[Any], reason: BaseException, /) -> None: ...
@@ -65,7 +65,7 @@ class Dispatcher:
         self._queue = JobQueue()
         self._resting: dict[Job[Any], asyncio.TimerHandle] = {}  # jobs that will be run again, after a while
         self._max_jobs = options.max_jobs or 0
-        self.closed: DomainsError | None = None
+        self._closed: DomainsError | None = None
         """Why nothing can be submitted any more, not even by jobs of this pool, or None."""
         self._drained: DomainsError | None = None
         """Why only jobs of this pool may still submit, or None."""
@@ -85,11 +85,17 @@ class Dispatcher:
 
     @property
     def refusal(self) -> DomainsError | None:
-        return self.closed or self._drained
+        why = self._closed or self._drained
+        return None if why is None else copy_of(why)
+
+    @property
+    def closed(self) -> DomainsError | None:
+        """Why not even jobs of this pool may submit any more, or None. Another object each time, as `refusal` is."""
+        return None if self._closed is None else copy_of(self._closed)
 
     def push(self, job: Job[Any]) -> None:
         """Queue a job of which this is the owner; the pool must not be closed."""
-        assert self.closed is None
+        assert self._closed is None
         self._unfinished += 1
         self.count.submitted += 1
         if self._idle and not self._scheduled and self._begin_at_once(job):
@@ -184,8 +190,8 @@ class Dispatcher:
         await self._members.close(CANCELLING_SECONDS)
 
     def _close(self) -> None:
-        if self.closed is None:
-            self.closed = Closed("the executor pool is closed: submit inside its `async with` block")
+        if self._closed is None:
+            self._closed = Closed("the executor pool is closed: submit inside its `async with` block")
 
     def _fail_waiting(self, fail: Callable[[Job[Any]], None]) -> None:
         for job in self._queue.clear():
@@ -197,12 +203,12 @@ class Dispatcher:
 
     def broken(self, failure: DomainsError) -> None:
         """Nothing can be run any more: those who wait are told why, and those who come."""
-        self.closed = failure
+        self._closed = failure
         self.stranded(failure)
 
     def stranded(self, failure: DomainsError) -> None:
         """Nobody is there to run what waits, and nobody comes: it fails, and what is submitted later may not."""
-        self._fail_waiting(lambda job: job.fail_undelivered(failure))
+        self._fail_waiting(lambda job: job.fail_undelivered(copy_of(failure)))
 
     # What the members tell
 
@@ -238,7 +244,7 @@ class Dispatcher:
         handle = member.handle
         self._idle.pop(member, None)
         self._queue.put_back(self._let_go(handle.recover()))
-        if self.closed is None:
+        if self._closed is None:
             for job in self._let_go(handle.hand_back(_may_be_run_again)):
                 self._rest(job)
         for job in handle.jobs.values():
@@ -264,8 +270,8 @@ class Dispatcher:
 
     def try_again(self, job: Job[Any]) -> None:
         """A job of this pool has failed in a way that it may be run again after."""
-        if self.closed is not None:
-            job.fail(self.closed)
+        if self._closed is not None:
+            job.fail(copy_of(self._closed))
         else:
             self._rest(job)
 

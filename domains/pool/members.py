@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from domains.domain import FINISHING_SECONDS, DomainHandle
-from domains.errors import Closed, DomainsError, DomainUnavailable
+from domains.errors import Closed, DomainsError, DomainUnavailable, copy_of
 from domains.job import Job
 from domains.pool.options import PoolOptions
 from domains.pool.restarts import Restarts
@@ -355,7 +355,7 @@ class Members:
         """Wait until the least number of domains serve. Raises why they cannot."""
         while sum(member.serves and member.handle.was_ready for member in self) < self._options.min_domains:
             if self._failure is not None:
-                raise self._failure
+                raise copy_of(self._failure)
             turn, resolver = Promise[None].create("a pool's domains to be ready")
             self._turns.append(resolver)
             await turn

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from domains.conversation import Buffers, Conversation
-from domains.errors import Cancelled, Closed, DomainsError, NotPicklable
+from domains.errors import Cancelled, Closed, DomainsError, NotPicklable, copy_of
 from domains.failures import pack_failure, unpack_failure
 from domains.functions import Function, FunctionCatalogue
 from domains.identity import current
@@ -37,13 +37,17 @@ class RemoteDispatcher:
     def __init__(self, handle: PoolReference, references: References, home: int, number: int, size: int) -> None:
         self.handle = handle
         self.size = size
-        self.refusal: DomainsError | None = None
+        self._home_gone: DomainsError | None = None
         self._references = references
         self._loop = asyncio.get_running_loop()
         self._home = home
         self._number = number
         self._pending: dict[int, tuple[Job[Any], Loan | None]] = {}
         self._reasons: dict[int, BaseException] = {}
+
+    @property
+    def refusal(self) -> DomainsError | None:
+        return None if self._home_gone is None else copy_of(self._home_gone)
 
     def push(self, job: Job[Any]) -> None:
         if asyncio._get_running_loop() is not self._loop:
@@ -126,12 +130,12 @@ class RemoteDispatcher:
 
     def home_gone(self, error: DomainsError) -> None:
         """The pool is no more: neither what was submitted nor what will be has an outcome."""
-        self.refusal = error
+        self._home_gone = error
         pending, self._pending = self._pending, {}
         for job, loan in pending.values():
             if loan is not None:
                 loan.ended()
-            job.fail_undelivered(error)
+            job.fail_undelivered(copy_of(error))
 
 
 class PoolReference(ExecutorPool):

@@ -6,6 +6,7 @@ import contextvars
 import os
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -237,6 +238,27 @@ def test_close_cancels_everything_and_each_caller_gets_an_answer(link):  # S67
             return pool._dispatch.stats().domains
 
     assert run(main, link) == ()
+
+
+def test_whoever_is_refused_by_a_pool_gets_an_error_of_his_own():
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, initializer=os._exit, initargs=[3]) as pool:
+            jobs = [pool.submit(abs, 1, weight=1.0) for _ in range(2)]
+            errors = await asyncio.gather(*jobs, return_exceptions=True)
+            for wait in pool.ready, pool.ready, *[partial(pool.submit, abs, 1, weight=1.0)] * 2:
+                with pytest.raises(DomainUnavailable) as caught:
+                    await wait()
+                errors.append(caught.value)
+        assert {str(error.__cause__) for error in errors} == {str(errors[0].__cause__)}
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            pass
+        for _ in range(2):
+            with pytest.raises(Closed) as refused:
+                await pool.submit(abs, 1, weight=1.0)
+            errors.append(refused.value)
+        return len(errors), len(set(errors))
+
+    assert run(main) == (8, 8)
 
 
 def test_a_pool_that_is_tied_to_a_switch_ends_with_it(link):
