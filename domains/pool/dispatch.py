@@ -131,6 +131,8 @@ class Dispatcher:
         if self._is_dealing:
             self._loop.call_soon(self.cancel, job, reason)  # it may be on its way from the queue to a domain
             return
+        if job.state is JobState.SENT and job.holder is None:
+            return  # its domain has just ended, and is about to say so
         if job.state is JobState.SENT and job.weight:
             # It may wait behind a long job in a domain that reads nothing: try to have it back first.
             self.take_back(self._members[job.holder])

@@ -102,6 +102,24 @@ def test_every_job_ends_once_and_the_pool_is_whole_again(seed: int, link: str) -
     assert len(ended) == 60
 
 
+def test_a_finalizer_may_cancel_a_job_whose_domain_has_just_ended(monkeypatch):
+    lost = Dispatcher.lost
+
+    async def main(env: domains.Environment) -> None:
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as switch:
+
+            def lose_and_cancel(*args):
+                lost(*args)
+                switch.cancel()
+
+            monkeypatch.setattr(Dispatcher, "lost", lose_and_cancel)
+            job = pool.submit_fork(switch, die, weight=1.0)
+            with pytest.raises(DomainDied):
+                await job
+
+    domains.run(main)
+
+
 @pytest.mark.parametrize("step", ["_assign", "_send"])
 def test_a_finalizer_that_cancels_jobs_while_they_are_dealt_cancels_them_and_no_others(step, monkeypatch):
     async def main(env: domains.Environment) -> list[int]:
