@@ -1,10 +1,10 @@
 """A link: ordered, batched frames between two processes, and one event, that the peer is gone.
 
-What is sent in one turn of the loop becomes one frame. A link is New, then Open; then Closing, when this side has said
-goodbye, behind all that it sent, and still hears the other; then Leaving, when both have, and what is pending is still
-written; then Parting, over a transport that would lose what the other has not heard yet, until the other says that it
-has heard all; then Gone. `on_gone` is the last thing its receiver hears, exactly once, and what it held is released
-then. A goodbye is an empty envelope, and so is the word that all was heard.
+What is sent in one turn of the loop becomes one frame, or several where it is much. A link is New, then Open; then
+Closing, when this side has said goodbye, behind all that it sent, and still hears the other; then Leaving, when both
+have, and what is pending is still written; then Parting, over a transport that would lose what the other has not heard
+yet, until the other says that it has heard all; then Gone. `on_gone` is the last thing its receiver hears, exactly
+once, and what it held is released then. A goodbye is an empty envelope, and so is the word that all was heard.
 Sending never waits: a link whose peer does not read becomes congested, and whoever can wait is expected to wait until
 it is writable again. All methods and callbacks belong to the loop's thread.
 """
@@ -28,6 +28,9 @@ Buffer = Any
 
 HIGH_WATER_BYTES = 1 << 20
 """A link with more than this waiting to be written is congested, until less than half of it is left."""
+
+_MOST_MESSAGES = 1024
+"""So many are a batch, though the turn is not over. Each may hold up to some 64 KiB; what is more is in its buffers."""
 
 _WAIT_MS = 20
 """Who blocks the loop to wait for links tries those that want to write again so often."""
@@ -146,6 +149,8 @@ class Link(ABC):
             self._batch_bytes += sum(byte_view(buffer).nbytes for buffer in buffers)
             if self._batch_bytes > HIGH_WATER_BYTES:
                 self.flush()  # that it is congested must be known before the turn is over
+        elif len(self._batch) >= _MOST_MESSAGES:
+            self.flush()
 
     def hold(self) -> None:
         """Leave it to the caller to `flush`, in the same turn, once all is sent that is to be."""

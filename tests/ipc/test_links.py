@@ -401,6 +401,24 @@ def test_a_sender_that_heeds_congestion_is_bounded_by_a_peer_that_does_not_read(
     run(main)
 
 
+def test_what_is_sent_in_one_turn_is_bounded_as_well(run):
+    async def main(kind):
+        one, other = kind.pair()
+        first, second = Recorder(), Recorder()
+        one.start(first)
+        sent = 0
+        while not one.is_congested:
+            one.send(b"x" * 10_000)
+            sent += 1
+            assert sent < 10_000, "never congested"
+        other.start(second)
+        await second.heard(sent)
+        await close_both(one, first, other, second)
+        assert second.messages == [b"x" * 10_000] * sent
+
+    run(main)
+
+
 def test_when_writable_is_soon_on_a_link_that_is_not_congested(run):
     async def main(kind):
         one, first, other, second = kind.started_pair()
