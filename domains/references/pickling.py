@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,28 +67,39 @@ class ReferencePickling(Pickling):
             self._references.discharge(holds)
 
     def loads(self, data: bytes | memoryview, buffers: Sequence[Any]) -> Any:
-        _opening.append(self._references)
+        opening = _opening.registries
+        opening.append(self._references)
         try:
             return super().loads(data, buffers)
         finally:
-            _opening.pop()
+            opening.pop()
 
 
-_opening: list[References] = []
-"""The registry whose pickle is being opened; a stack, because opening one may run code that opens another."""
+class _Opening(threading.local):
+    """The registry whose pickle is being opened; a stack, because opening one may run code that opens another.
+
+    One for each thread: another one may run a program of its own.
+    """
+
+    def __init__(self) -> None:
+        self.registries: list[References] = []
+
+
+_opening = _Opening()
 
 
 def open_reference(name: str, home: int, number: int, home_name: str, issuer: int, hold: int, label: Any) -> Any:
     """What references are pickled as; called by the unpickler."""
-    if not _opening:
+    if not _opening.registries:
         raise RuntimeError(
             "this pickle holds references to objects of other domains, and can only be opened by domains"
         )
-    return _opening[-1].open(name, home, number, home_name, issuer, hold, label)
+    return _opening.registries[-1].open(name, home, number, home_name, issuer, hold, label)
 
 
 def open_domain_manager(default_count: int) -> Any:
     """What domain managers are pickled as: the receiver's own."""
-    if not _opening or _opening[-1].open_manager is None:
+    registries = _opening.registries
+    if not registries or registries[-1].open_manager is None:
         raise RuntimeError("a domain manager can only be handed to a domain, as a job's argument or inside another one")
-    return _opening[-1].open_manager(default_count)
+    return registries[-1].open_manager(default_count)

@@ -375,6 +375,55 @@ def test_a_thread_in_another_domain_may_resolve(link):
     assert in_pool(main, link) == "from a thread"
 
 
+class OpenedAtOnce:
+    """Its pickle is opened by two threads: the first has begun before the second, and ends before it too."""
+
+    turns = (threading.Event(), threading.Event(), threading.Event())
+
+    def __init__(self, number):
+        self.number = number
+
+    def __reduce__(self):
+        return OpenedAtOnce.open, (self.number,)
+
+    @staticmethod
+    def open(number):
+        turns = OpenedAtOnce.turns
+        if number == 0:
+            turns[0].set()
+            turns[1].wait()
+        else:
+            turns[1].set()
+            turns[2].wait()
+
+
+def test_programs_in_two_threads_open_references_at_once(link):
+    def give(number):
+        return OpenedAtOnce(number), Promise.create()[0]
+
+    def run(number):
+        async def main(env):
+            async with env.domain_mgr.spawn() as domain:
+                if number == 1:
+                    OpenedAtOnce.turns[0].wait()
+                try:
+                    _, promise = await domain.call(give, number)
+                finally:
+                    OpenedAtOnce.turns[2].set()
+                homes[number] = promise._references is env.domain_mgr.references
+
+        domains.run(main, link=link)
+
+    homes = {}
+    for turn in OpenedAtOnce.turns:
+        turn.clear()
+    thread = threading.Thread(target=run, args=(1,))
+    thread.start()
+    run(0)
+    thread.join()
+    assert homes == {0: True, 1: True}
+
+
 class PickledBy:
     """Arrives as whether the thread that made it has pickled it."""
 
