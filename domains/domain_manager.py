@@ -105,8 +105,9 @@ class DomainManager:
         name = plain_text(name)
         log_levels = levels()  # loggers may be of any class and raise: before anything is begun
         with _unavailable(name), contextlib.ExitStack() as held:
-            claims, interrupts = OfferedClaims(), SentInterrupts()
+            claims = OfferedClaims()
             held.callback(claims.close)
+            interrupts = SentInterrupts()
             held.callback(interrupts.close)
             descriptors = {**claims.descriptors(), **interrupts.descriptors()}
             pulse = None

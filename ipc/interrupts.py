@@ -62,7 +62,9 @@ class SentInterrupts(_Interrupts):
             on_failure.callback(os.close, writing)
             os.set_blocking(self._reading, False)
             os.set_blocking(writing, False)
-            super().__init__(writing, anonymous_page("domains-interrupts", _PAGE_BYTES))
+            page = anonymous_page("domains-interrupts", _PAGE_BYTES)
+            on_failure.callback(os.close, page)
+            super().__init__(writing, page)
             on_failure.pop_all()
 
     def descriptors(self) -> dict[str, int]:

@@ -6,6 +6,7 @@ copying the count. A process that is stopped, or stuck in C code that never come
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Mapping
@@ -35,8 +36,12 @@ class Pulse:
     """The side that asks."""
 
     def __init__(self) -> None:
-        self._page = anonymous_page("domains-pulse", _PAGE_BYTES)
-        self._map = mmap.mmap(self._page, _PAGE_BYTES)
+        page = anonymous_page("domains-pulse", _PAGE_BYTES)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(os.close, page)
+            self._map = mmap.mmap(page, _PAGE_BYTES)
+            on_failure.pop_all()
+        self._page = page
         self._counts = memoryview(self._map).cast("q")
 
     def descriptors(self) -> dict[str, int]:
