@@ -228,14 +228,21 @@ def _reset_process(launcher: Launcher, birth: Birth, crash: int) -> None:
             sys.modules[module].seed()
     sys.path[:] = map(as_text, birth.sys_path)
     sys.argv[:] = map(as_text, birth.argv)
-    try:
-        os.chdir(as_text(birth.directory))
-    except OSError:
-        os.chdir("/")  # the parent's directory is gone; anything but a surprise inside the launcher's
+    _enter(as_text(birth.directory))
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             # Whole lines: also where Python was asked not to buffer, and would write each piece of a print by itself.
             stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
+
+
+def _enter(directory: str) -> None:
+    with contextlib.suppress(OSError):
+        if os.getcwd() == directory:
+            return  # it may be one that may not be entered by its path
+    try:
+        os.chdir(directory)
+    except OSError:
+        os.chdir("/")  # the parent's directory is gone; anything but a surprise inside the launcher's
 
 
 def _find_parent_death_signal() -> Callable[[int], None]:

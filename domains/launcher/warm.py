@@ -32,6 +32,15 @@ def working_directory() -> str:
         return "/"
 
 
+def _directory_to_start_in() -> str | None:
+    """None for this process's own, which it may not be allowed to enter by its path. Python needs one that is there."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "/"
+    return None
+
+
 def import_path() -> list[str]:
     """Where this process looks for modules, for another one to look as well; without what Python does not heed."""
     return [entry or working_directory() for entry in sys.path if isinstance(entry, str)]
@@ -82,7 +91,7 @@ class LauncherProcess:
                     ",".join("" if descriptor is None else str(descriptor) for descriptor in descriptors),
                     *import_path(),
                 ],
-                cwd=working_directory(),  # Python does not start everywhere where there is none
+                cwd=_directory_to_start_in(),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[descriptor for descriptor in descriptors if descriptor is not None],
                 start_new_session=True,  # the terminal's Ctrl-C is for the parent, which tells the domains

@@ -12,6 +12,7 @@ import pytest
 import domains
 from domains import DomainDied, ExecutorPool, Promise, Switch, fiber
 
+from ..faults.limits import without_capabilities
 from ..faults.program import Program
 
 # Birth
@@ -82,6 +83,24 @@ def test_a_domain_works_in_the_directory_of_its_parent(link, tmp_path, monkeypat
         return await env.domain_mgr.run(os.getcwd)
 
     assert domains.run(main, link=link) == str(tmp_path)
+
+
+def test_a_program_may_run_in_a_directory_that_it_may_not_enter(link, tmp_path):
+    source = """
+    os.mkdir(sys.argv[2])
+    os.chdir(sys.argv[2])
+    os.chmod(sys.argv[2], 0)
+
+    async def main(env):
+        say(await env.domain_mgr.run(os.getcwd))
+
+    domains.run(main, link=LINK)
+    """
+    directory = str(tmp_path / "closed")
+    prefix = without_capabilities("dac_override", "dac_read_search")
+    with Program(source, tmp_path, link, directory, prefix=prefix) as program:
+        assert program.hear() == directory
+        assert program.wait() == 0, program.errors
 
 
 def test_a_domain_has_the_environment_variables_of_its_parent(link, monkeypatch):
