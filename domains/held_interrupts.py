@@ -33,6 +33,11 @@ def interrupts_held() -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
         came[number] = frame
 
+    def give_back() -> None:
+        for number in reversed(handlers):
+            if signal.getsignal(number) is note:
+                signal.signal(number, handlers[number])
+
     with contextlib.ExitStack() as at_the_end:
         try:
             # That of Ctrl-C is the first that is held, and the last that is let go.
@@ -42,9 +47,10 @@ def interrupts_held() -> Iterator[None]:
                     signal.signal(number, note)
             yield
         finally:
-            for number in reversed(handlers):
-                if signal.getsignal(number) is note:
-                    signal.signal(number, handlers[number])
-            # Called, and not raised anew: event loops have heard of them by other ways already.
-            for number, frame in came.items():
-                at_the_end.callback(handlers[number], number, frame)
+            try:
+                give_back()
+            finally:
+                give_back()  # the others too, where one that is back already was called, and has raised
+                # Called, and not raised anew: event loops have heard of them by other ways already.
+                for number, frame in came.items():
+                    at_the_end.callback(handlers[number], number, frame)

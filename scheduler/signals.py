@@ -96,6 +96,8 @@ def signals_handled(interruption: Interruption, handle: bool, dump_on_signal: in
     changed: list[tuple[int, Any, Any]] = []
 
     def restore() -> None:
+        if restore in _restorers:  # not in a child that was forked meanwhile
+            _restorers.remove(restore)
         # That of Ctrl-C comes back last: until then one that comes does not keep the others from it.
         for number, before, handler in changed:
             if signal.getsignal(number) == handler:
@@ -109,9 +111,10 @@ def signals_handled(interruption: Interruption, handle: bool, dump_on_signal: in
                 signal.signal(number, handler)
         yield
     finally:
-        if restore in _restorers:  # not in a child that was forked meanwhile
-            _restorers.remove(restore)
-        restore()
+        try:
+            restore()
+        finally:
+            restore()  # what is left, where a second signal has cut it short
 
 
 _restorers: list[Callable[[], None]] = []

@@ -65,6 +65,26 @@ def test_what_a_program_has_set_itself_is_called_at_the_end(number):
         signal.signal(number, before)
 
 
+def test_a_handler_that_raises_as_it_is_given_back_keeps_no_other_from_that(monkeypatch):
+    def terminate(*_):
+        raise SystemExit("terminated")
+
+    def set_handler(number, handler):
+        previous = real(number, handler)
+        if handler is terminate:
+            signal.raise_signal(number)
+        return previous
+
+    real = signal.signal
+    before = real(signal.SIGTERM, terminate)
+    try:
+        with pytest.raises(SystemExit, match="terminated"), interrupts_held():
+            monkeypatch.setattr(signal, "signal", set_handler)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        real(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, event_loop_factory()])
 def test_an_event_loop_hears_of_one_signal_once(loop_factory):
     calls = []

@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -571,3 +571,25 @@ def test_a_run_that_a_second_signal_ended_is_forgotten(
     while gc.collect():
         pass
     assert [task() for task in tasks] == [None]
+
+
+def test_a_second_signal_that_comes_as_handlers_are_given_back_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def set_handler(number: int, handler: Any) -> Any:
+        previous = real(number, handler)
+        if number == signal.SIGTERM and handler is signal.SIG_DFL:
+            signal.raise_signal(signal.SIGINT)
+        return previous
+
+    async def main() -> None:
+        monkeypatch.setattr(signal, "signal", set_handler)
+        signal.raise_signal(signal.SIGINT)
+        await fiber.await_cancel()
+
+    real = signal.signal
+    before = real(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(main)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        real(signal.SIGINT, before)
