@@ -95,12 +95,14 @@ def run(
                 result = _run_to_the_end(loop, root, task, interruption)
         finally:
             try:
-                if interruption.is_immediate:
-                    _unwind_without_waiting(loop)
-                else:
-                    _cancel_remaining_tasks(loop)
-                    loop.run_until_complete(loop.shutdown_asyncgens())
-                    loop.run_until_complete(loop.shutdown_default_executor())
+                try:
+                    if not interruption.is_immediate:
+                        _cancel_remaining_tasks(loop)
+                        loop.run_until_complete(loop.shutdown_asyncgens())
+                        loop.run_until_complete(loop.shutdown_default_executor())
+                finally:
+                    if interruption.is_immediate:  # as it may have become only now
+                        _unwind_without_waiting(loop)
             finally:
                 asyncio.set_event_loop(None)
                 loop.close()

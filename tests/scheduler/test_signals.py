@@ -573,6 +573,39 @@ def test_a_run_that_a_second_signal_ended_is_forgotten(
     assert [task() for task in tasks] == [None]
 
 
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, event_loop_factory()], ids=["asyncio", "preferred"])
+def test_a_second_signal_unwinds_tasks_that_were_waited_for_at_the_end(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    steps = []
+
+    async def stubborn() -> None:
+        try:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+                steps.append("waits")
+                await asyncio.Event().wait()
+        finally:
+            steps.append("unwound")
+
+    async def main() -> None:
+        tasks.append(asyncio.ensure_future(stubborn()))
+        await asyncio.sleep(0)
+        signal.raise_signal(signal.SIGINT)
+        await fiber.await_cancel()
+
+    tasks: list[asyncio.Task[None]] = []  # so that nobody throws it away
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(main, loop_factory=loop_factory)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert steps == ["waits", "unwound"]
+
+
 def test_a_second_signal_that_comes_as_handlers_are_given_back_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def set_handler(number: int, handler: Any) -> Any:
         previous = real(number, handler)
