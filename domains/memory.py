@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -30,11 +31,16 @@ class MemoryWatch:
 
 
 def resident_bytes() -> int:
-    """The resident memory of this process; where the system does not tell, the most that it ever was."""
+    """The resident memory of this process; where the system does not tell, the most that it ever was.
+
+    Or nothing where it cannot be known at this moment, because no more files can be opened.
+    """
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return 0
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -4,6 +4,7 @@
 import asyncio
 import contextvars
 import os
+import resource
 import threading
 import time
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 
 import domains
 from domains import Closed, DomainUnavailable, ExecutorPool, Switch
+from domains.memory import MemoryWatch
 
 
 def run(main, link="socketpair"):
@@ -150,6 +152,19 @@ def test_a_domain_is_replaced_when_it_holds_too_much_memory(link):
     pids = run(main, link)
     assert len(set(pids)) > 1
     assert max(pids.count(pid) for pid in pids) <= 4
+
+
+def test_memory_that_cannot_be_looked_at_for_want_of_a_descriptor_is_not_too_much():
+    told = []
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        MemoryWatch(1, told.append).look()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert told == []
+    MemoryWatch(1, told.append).look()
+    assert len(told) == 1
 
 
 def wait_for_file(path):
