@@ -43,6 +43,8 @@ class Birth(Struct, array_like=True):
     sys_path: list[bytes]
     argv: list[bytes]
     directory: bytes
+    environment: list[tuple[bytes, bytes | None]]
+    """What is not as in the launcher: variables that were set or, with None, deleted since that was started."""
 
 
 def as_bytes(text: str) -> bytes:

@@ -75,6 +75,7 @@ class _LauncherConnection:
 
     def __init__(self, launcher: LauncherProcess, when_lost: Callable[[], object]) -> None:
         self.process = launcher.process
+        self.environment = launcher.environment
         self._when_lost = when_lost
         self._control = ControlSocket(launcher.take())
         self._loop = asyncio.get_running_loop()
@@ -181,6 +182,12 @@ class _LauncherConnection:
             self._let_go()
 
 
+def _changes(before: dict[bytes, bytes], now: dict[bytes, bytes]) -> list[tuple[bytes, bytes | None]]:
+    if now == before:
+        return []
+    return [(name, now.get(name)) for name in now.keys() | before.keys() if now.get(name) != before.get(name)]
+
+
 class LocalProvider(Provider):
     """Starts domains on this machine over the given kind of link, by a launcher that runs already or by a new one."""
 
@@ -206,6 +213,7 @@ class LocalProvider(Provider):
                 sys_path=list(map(as_bytes, import_path())),
                 argv=[as_bytes(str(argument)) for argument in getattr(sys, "argv", None) or [""]],
                 directory=as_bytes(working_directory()),
+                environment=_changes(connection.environment, dict(os.environb)),
             )
             process = connection.launch(birth, list(inherited.values()))
         except BaseException:

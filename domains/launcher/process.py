@@ -228,6 +228,11 @@ def _reset_process(launcher: Launcher, birth: Birth, crash: int) -> None:
             sys.modules[module].seed()
     sys.path[:] = map(as_text, birth.sys_path)
     sys.argv[:] = map(as_text, birth.argv)
+    for name, value in birth.environment:
+        if value is None:
+            os.environb.pop(name, None)
+        else:
+            os.environb[name] = value
     _enter(as_text(birth.directory))
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

@@ -81,6 +81,8 @@ class LauncherProcess:
         ours, theirs = socket.socketpair()
         parent = _this_process()
         descriptors = [theirs.fileno(), parent, inherited()]
+        self.environment = dict(os.environb)
+        """What it was started with."""
         try:
             self.process = subprocess.Popen(
                 [

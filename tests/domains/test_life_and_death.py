@@ -112,6 +112,21 @@ def test_a_domain_has_the_environment_variables_of_its_parent(link, monkeypatch)
     assert domains.run(main, link=link) == "seen"
 
 
+def test_a_domain_has_what_its_parent_has_changed_since_the_first_was_started(link, monkeypatch):
+    names = ["DOMAINS_TEST_SET", "DOMAINS_TEST_CHANGED", "DOMAINS_TEST_DELETED"]
+    monkeypatch.setenv(names[1], "before")
+    monkeypatch.setenv(names[2], "before")
+
+    async def main(env):
+        await env.domain_mgr.run(os.getpid)
+        monkeypatch.setenv(names[0], "\udcff")
+        monkeypatch.setenv(names[1], "after")
+        monkeypatch.delenv(names[2])
+        return await env.domain_mgr.run(lambda: [os.getenv(name) for name in names])
+
+    assert domains.run(main, link=link) == ["\udcff", "after", None]
+
+
 # What is seen
 
 
