@@ -61,6 +61,11 @@ class LocalProcess(DomainProcess):
         if self._ending is None:
             self._launcher.send(Signal(self._domain, number, group))
 
+    def kill(self) -> None:
+        super().kill()
+        if self._ending is None:
+            self._launcher.expect_end(self._domain)
+
     def ended(self, ending: Ending) -> None:
         """Called once by the connection to the launcher."""
         assert self._ending is None
@@ -95,6 +100,17 @@ class _LauncherConnection:
         if not self.gone:
             self._control.send(message)
             self._write()
+
+    def expect_end(self, domain: int) -> None:
+        """A domain is to be killed: a launcher that was stopped, and cannot do so nor tell, is ended in due time."""
+
+        def look() -> None:
+            if domain in self._processes:
+                with contextlib.suppress(ChildProcessError):
+                    if os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None:
+                        self.process.kill()
+
+        self._loop.call_later(_CLOSING_SECONDS, look)
 
     def _write(self) -> None:
         try:

@@ -195,6 +195,24 @@ def test_a_stopped_launcher_does_not_keep_the_program_from_its_end(link, monkeyp
     domains.run(main, link=link)
 
 
+def _stop(pid):
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
+def test_a_stopped_launcher_does_not_keep_anybody_from_leaving_a_block(link, monkeypatch):
+    monkeypatch.setattr("domains.launcher.local._CLOSING_SECONDS", 0.1)
+    monkeypatch.setattr("domains.domain_manager.FINISHING_SECONDS", 0.1)
+
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain:
+            assert await domain.call(_echo, 1) == 1
+            _stop(launcher_of(env))
+        assert await env.domain_mgr.run(_echo, 2) == 2
+
+    domains.run(main, link=link)
+
+
 def test_the_launchers_death_leaves_no_directory_that_nobody_would_remove():
     def directories():
         return glob.glob(os.path.join(tempfile.gettempdir(), f"domains-{os.getpid()}-*"))
