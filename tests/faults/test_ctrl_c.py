@@ -149,12 +149,20 @@ def test_a_second_ctrl_c_ends_a_program_that_does_not_unwind(link, tmp_path):
 
 def test_a_second_ctrl_c_tells_threads_that_wait_for_an_executor(link, tmp_path):
     source = """
+    import concurrent.futures
+
+    def wait_for(future):
+        try:
+            say(repr(future.exception()))
+        except concurrent.futures.CancelledError:
+            say("cancelled")
+
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
             await pool.submit(abs, -1, weight=1.0)
             os.kill(pool.stats().domains[0].pid, signal.SIGSTOP)  # it answers nothing any more
             future = pool.as_executor().submit(abs, -1)
-            threading.Thread(target=lambda: say(repr(future.exception()))).start()
+            threading.Thread(target=wait_for, args=(future,)).start()
             try:
                 say("now")
                 await fiber.await_cancel()
@@ -169,7 +177,8 @@ def test_a_second_ctrl_c_tells_threads_that_wait_for_an_executor(link, tmp_path)
         program.send_signal(signal.SIGINT)
         assert program.hear() == "again"
         program.send_signal(signal.SIGINT)
-        assert "loop of this executor's pool is closed" in program.hear()
+        told = program.hear()
+        assert told == "cancelled" or "loop of this executor's pool is closed" in told  # as it was offered, or sent
         assert program.wait() in INTERRUPTED
         program.check_nothing_is_left()
 
