@@ -344,6 +344,11 @@ async def ask_and_tell(stream: Stream[int], go: str) -> None:
     told.append("the fiber's turn is over")
 
 
+def wait_for(fifo: str) -> None:
+    with open(fifo):
+        pass
+
+
 told: list[str] = []
 
 
@@ -364,10 +369,8 @@ def test_no_job_runs_in_the_midst_of_a_fibers_turn(link: str, tmp_path: Path) ->
         ):
             stream = await home.call(make_stream)
             asking = pool.submit_fork(switch, ask_and_tell, stream, go, weight=0.1)
-            await turns()
             os.kill(home.pid, signal.SIGSTOP)
-            with open(go):  # noqa: ASYNC230
-                pass  # the fiber is about to ask
+            await domains.run_in_thread(wait_for, go)  # the fiber is about to ask
             job = pool.submit_fork(switch, tell_of_job, weight=0.1)
             await turns()
             os.kill(home.pid, signal.SIGCONT)  # the job is on its way before the answer
