@@ -337,8 +337,8 @@ class Arena:
             except OSError as error:
                 if error.errno in _SHORTAGES:
                     self._unopened.append(descriptor)
-            except StaleLease:
-                pass
+            except (StaleLease, ValueError, IndexError, OverflowError):
+                pass  # there is no such lease
             else:
                 cells.give_back(index)
 

@@ -1,8 +1,10 @@
 """The arena: what lies where, who may read it for how long, and that nothing is left of it."""
 
+import errno
 import gc
 import os
 import resource
+import struct
 import subprocess
 import sys
 import threading
@@ -21,7 +23,7 @@ from domains import NotPicklable
 from domains.ipc import arena as arena_module
 from domains.ipc.arena import DESCRIPTOR_BYTES, Arena, LostBuffer
 from domains.ipc.blocks import Blocks, whole_pages
-from domains.ipc.leases import Cells, LeaseState, StaleLease, is_alive, this_process
+from domains.ipc.leases import CELLS, Cells, LeaseState, StaleLease, is_alive, this_process
 from domains.ipc.parts import Foreign, new_loan
 from domains.ipc.pickling import Pickling
 from domains.ipc.segments import Segment, has_memfd
@@ -324,6 +326,22 @@ def test_what_cannot_be_mapped_for_want_of_descriptors_says_so_and_is_given_back
     assert arena.statistics().leases == 1
     other.keep_house()
     assert arena.statistics().leases == 0
+
+
+def test_a_descriptor_without_a_lease_keeps_no_other_that_was_not_opened_from_going_back(make_arena, monkeypatch):
+    arena, other = make_arena(), make_arena()
+    kept = arena.keep([bytes(MB)])
+    wrong, right = bytearray(lend(arena, kept)), lend(arena, kept)
+    struct.pack_into("=I", wrong, DESCRIPTOR_BYTES - arena_module._LEASE.size, CELLS)
+
+    def fail(location):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "open", fail)
+        other.borrow([memoryview(bytes(wrong)), memoryview(right)])
+    other.keep_house()
+    assert arena.statistics().leases == 1
 
 
 # Passing on
