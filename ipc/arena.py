@@ -27,7 +27,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from domains.ipc.blocks import whole_pages
@@ -108,6 +109,8 @@ class Arena:
         self._unopened: list[bytes] = []
         """Descriptors of what was lent to this process when it could not map it, to be given back."""
         self._ended: deque[Block | Loan] = deque()
+        self._postponed: deque[Callable[[], None]] = deque()
+        """What finalizers had to say in the midst of other changes."""
         self._users = 0
 
     @property
@@ -115,8 +118,10 @@ class Arena:
         return self._own.limit_bytes
 
     def statistics(self) -> ArenaStatistics:
+        is_busy = self._is_busy()
         with self._lock:
-            self._collect()
+            if not is_busy:
+                self._collect()
             own = self._own
             return ArenaStatistics(
                 len(own.segments), own.committed_bytes, own.used_bytes, len(self._foreign), len(self._leases)
@@ -125,6 +130,14 @@ class Arena:
     def _is_busy(self) -> bool:
         """Whether this thread has the lock already, and is now in a finalizer that the change may not see."""
         return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]
+
+    def _make(self, change: Callable[[], None]) -> None:
+        """Make this change now, or once the one is done in whose midst this finalizer came."""
+        if self._is_busy():
+            self._postponed.append(change)
+            return
+        with self._lock:
+            change()
 
     # Own memory
 
@@ -221,16 +234,17 @@ class Arena:
 
     def link_gone(self, link: object) -> None:
         """What went over this link and was not opened never will be; what was opened ends with who opened it."""
-        with self._lock:
-            cells = self._cells
-            for index, lease in list(self._leases.items()):
-                if lease.link is link and cells is not None:
-                    if cells.retract(index):
-                        del self._leases[index]
-                    else:
-                        self._orphans.add(index)
-            self._bury_the_dead()
-            self._collect()
+        self._make(partial(self._link_gone, link))
+
+    def _link_gone(self, link: object) -> None:
+        for index in [index for index, lease in self._leases.items() if lease.link is link]:
+            assert self._cells is not None
+            if self._cells.retract(index):
+                del self._leases[index]
+            else:
+                self._orphans.add(index)
+        self._bury_the_dead()
+        self._collect()
 
     def _bury_the_dead(self) -> None:
         """End the leases of processes that have died."""
@@ -287,6 +301,8 @@ class Arena:
                         self._own.drop(segment)
                 elif not self._users:
                     self._drop_foreign(segment)
+        while self._postponed:
+            self._postponed.popleft()()
 
     # Borrowing
 
@@ -374,26 +390,30 @@ class Arena:
 
     def leave(self) -> None:
         """The opposite of `enter`; once the last has left, only what is in use stays, and nothing is lent any more."""
-        with self._lock:
-            self._users -= 1
-            assert self._users >= 0
-            if self._users:
-                return
-            self._collect()
-            self._bury_the_dead()
-            for index, lease in list(self._leases.items()):
-                self._end(index, lease, abandoned=True)  # this process may end before it is given back
-            if self._cells is not None:
-                self._cells.segment.close()
-                self._cells = None
-            self._collect()
-            self._give_up_idle(0.0)
+        self._make(self._leave)
+
+    def _leave(self) -> None:
+        self._users -= 1
+        assert self._users >= 0
+        if self._users:
+            return
+        self._collect()
+        self._bury_the_dead()
+        for index in list(self._leases):
+            self._end(index, self._leases[index], abandoned=True)  # this process may end before it is given back
+        if self._cells is not None:
+            self._cells.segment.close()
+            self._cells = None
+        self._collect()
+        self._give_up_idle(0.0)
 
     def keep_house(self) -> bool:
         """Take back what can be had, and give up what has been idle; to be called every second or so.
 
         False when there is nothing left that could need it.
         """
+        if self._is_busy():
+            return True
         with self._lock:
             if self._orphans:
                 self._bury_the_dead()
@@ -404,10 +424,13 @@ class Arena:
 
     def prepare_fork(self) -> None:
         """There will be a copy of all views, in a process that never says when it lets go of them."""
+        is_busy = self._is_busy()
         with self._lock:
-            self._collect()
+            if not is_busy:
+                self._collect()
             for own in self._own.segments:
-                own.retired |= not own.is_idle
+                # In the midst of a change there may be parts that are in nobody's books.
+                own.retired |= is_busy or not own.is_idle
             for segment in *self._own.segments, *self._foreign.values():
                 for loan in segment.all_loans():
                     memory = loan()  # held while it is marked, lest its end be overwritten
@@ -459,16 +482,18 @@ def usual_limit_bytes() -> int:
 
 
 _of_this_process: Arena | None = None
-_making = threading.Lock()
+_publishing = threading.RLock()  # a finalizer may come back here
 
 
 def process_arena() -> Arena:
     """The arena of this process, made when it is first asked for."""
     global _of_this_process
-    with _making:
-        if _of_this_process is None:
-            _of_this_process = Arena()
-        return _of_this_process
+    if _of_this_process is None:
+        made = Arena()
+        with _publishing:
+            if _of_this_process is None:  # another thread, or a finalizer, may have been faster
+                _of_this_process = made
+    return _of_this_process
 
 
 def _prepare_fork() -> None:
@@ -478,9 +503,9 @@ def _prepare_fork() -> None:
 
 def _forget() -> None:
     """In a forked child: the arena is its parent's."""
-    global _of_this_process, _making
+    global _of_this_process, _publishing
     _of_this_process = None
-    _making = threading.Lock()
+    _publishing = threading.RLock()
 
 
 os.register_at_fork(before=_prepare_fork, after_in_child=_forget)

@@ -501,6 +501,64 @@ def test_a_finalizer_in_the_midst_of_a_change_finds_no_room(make_arena):
     assert seen == [(True, None, True, MB)]
 
 
+def in_the_midst_of_a_change(arena, monkeypatch, finalize):
+    """Call this where a finalizer may be called while the arena takes back two parts, of which it has one."""
+    parts = [arena.keep([bytes(100)]) for _ in range(2)]
+    give_back = Blocks.give_back
+
+    def give_back_later(blocks, start, length):
+        monkeypatch.setattr(Blocks, "give_back", give_back)
+        finalize()
+        give_back(blocks, start, length)
+
+    monkeypatch.setattr(Blocks, "give_back", give_back_later)
+    parts.clear()
+    return arena.statistics()
+
+
+def test_a_finalizer_in_the_midst_of_a_change_may_fork(make_arena, monkeypatch):
+    arena = make_arena()
+    monkeypatch.setattr(arena_module, "_of_this_process", arena)
+
+    def fork():
+        if not (pid := os.fork()):
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    assert in_the_midst_of_a_change(arena, monkeypatch, fork).segments == 0
+    assert arena.keep([b"\x07" * MB]) == b"\x07" * MB
+
+
+def test_what_a_finalizer_changes_in_the_midst_of_another_change_comes_after_it(make_arena, monkeypatch):
+    arena = make_arena()
+    lend(arena, arena.keep([bytes(100)]))
+    seen = []
+
+    def finalize():
+        arena.enter()
+        arena.link_gone("link")
+        arena.leave()
+        seen.append((arena.keep_house(), arena.statistics().leases))
+
+    assert in_the_midst_of_a_change(arena, monkeypatch, finalize).leases == 0
+    assert seen == [(True, 1)]
+    assert arena.statistics().used_bytes == 0
+
+
+def test_a_finalizer_may_use_the_arena_of_the_process_while_it_is_made(monkeypatch):
+    monkeypatch.setattr(arena_module, "_of_this_process", None)
+    usual_limit_bytes, seen = arena_module.usual_limit_bytes, []
+
+    def limit_bytes():
+        monkeypatch.setattr(arena_module, "usual_limit_bytes", usual_limit_bytes)
+        seen.append(arena_module.process_arena())  # as a finalizer may
+        return usual_limit_bytes()
+
+    monkeypatch.setattr(arena_module, "usual_limit_bytes", limit_bytes)
+    seen.append(arena_module.process_arena())
+    assert seen == [arena_module.process_arena()] * 2
+
+
 def test_a_forked_copy_of_the_process_gives_nothing_back(make_arena):
     arena, other = make_arena(), make_arena()
     descriptor = lend(arena, arena.keep([bytes(MB)]))
