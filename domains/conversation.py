@@ -64,9 +64,9 @@ class Conversation:
                 self._refuse(message, "nobody here expects it")
                 return
             own: Buffers = ()
-            if used < len(buffers):
-                count = getattr(message, "buffers", 0)
-                if not 0 <= count <= len(buffers) - used:
+            count = getattr(message, "buffers", 0)
+            if count:
+                if not 0 < count <= len(buffers) - used:
                     self._refuse(message, f"it claims {count} buffers of {len(buffers) - used}")
                     return
                 own = buffers[used : used + count]

@@ -53,6 +53,7 @@ WORDS = {
     "an answer to nobody": _frame(_messages(JobReturned(2**62, _pickled_trap(), 0.0, 0))),
     "a negative count of buffers": _frame(_messages(JobReturned(1, b"", 0.0, -1)), b"buffer"),
     "more buffers than there are": _frame(_messages(JobReturned(1, b"", 0.0, 9)), b"buffer"),
+    "a buffer where there are none": _frame(_messages(JobReturned(1, b"", 0.0, 1))),
     "good words, then bad ones": (_frame(_messages(Introduce(5)))[0] + b"dm".ljust(16),),
 }
 
