@@ -103,6 +103,8 @@ class Link(ABC):
         self._batch_buffers: list[Buffer] = []
         self._batch_bytes = 0
         self._is_held = False
+        self.is_flushing = False
+        """Whether a batch is being written: whoever is called meanwhile cannot wait for an answer to what it sends."""
         self._when_writable: dict[object, Callable[[], object]] = {}
         self._closing_timer: asyncio.TimerHandle | None = None
 
@@ -141,30 +143,39 @@ class Link(ABC):
                 raise ConnectionLost(f"the link to {self.name} is {self.state.value}: nothing can be sent")
         elif not self._batch and not self._is_held:
             self._loop.call_soon(self.flush)
-        if buffers and len(self._batch_buffers) + len(buffers) > MOST_BUFFERS:
-            self.flush()  # a frame takes no more of them
-        self._batch.append(message)
         if buffers:
-            self._batch_buffers += buffers
+            if len(self._batch_buffers) + len(buffers) > MOST_BUFFERS:
+                self.flush()  # a frame takes no more of them
             self._batch_bytes += sum(byte_view(buffer).nbytes for buffer in buffers)
-            if self._batch_bytes > HIGH_WATER_BYTES:
-                self.flush()  # that it is congested must be known before the turn is over
-        elif len(self._batch) >= _MOST_MESSAGES:
-            self.flush()
+            self._batch_buffers += buffers  # and the message: no finalizer can come in between
+        self._batch.append(message)
+        if len(self._batch) >= _MOST_MESSAGES or (buffers and self._batch_bytes > HIGH_WATER_BYTES):
+            self.flush()  # that it is congested must be known before the turn is over
 
     def hold(self) -> None:
         """Leave it to the caller to `flush`, in the same turn, once all is sent that is to be."""
         self._is_held = True
 
     def flush(self) -> None:
-        """Write what was sent, as far as the peer takes it; the rest is written later."""
+        """Write what was sent, as far as the peer takes it; the rest is written later.
+
+        In the midst of another flush, as by a finalizer, it is left to that one.
+        """
         self._is_held = False
-        batch = self._batch
-        if not batch or self.state is not _OPEN:
+        if not self._batch or self.is_flushing:
             return
-        buffers = self._batch_buffers
-        self._batch = []
-        self._batch_buffers = []
+        try:
+            self.is_flushing = True
+            while self._batch and self.state is _OPEN:
+                self._write_batch()
+        finally:
+            self.is_flushing = False
+
+    def _write_batch(self) -> None:
+        nothing: list[Any] = []
+        no_buffers: list[Buffer] = []
+        # In one statement, in whose midst no finalizer can send: it would be parted from its buffers.
+        batch, buffers, self._batch, self._batch_buffers = self._batch, self._batch_buffers, nothing, no_buffers
         self._batch_bytes = 0
         try:
             if buffers and self.carrier is not None:
@@ -353,11 +364,17 @@ class Link(ABC):
 def wait_for(links: Iterable[Link]) -> None:
     """Block until something has arrived on one of the links, or shortly, and have all links do what they can.
 
-    For those who must wait while the loop cannot turn. Receivers are called as ever.
+    For those who must wait while the loop cannot turn. Receivers are called as ever. Raises RuntimeError in the midst
+    of a flush of one of them, as in a finalizer: what is sent there leaves only after that.
     """
     polling = select.poll()
     ready = False
     links = [link for link in links if link.state is not LinkState.NEW]
+    for link in links:
+        if link.is_flushing:
+            raise RuntimeError(
+                f"nothing can be waited for by a finalizer or signal handler in the midst of writing to {link.name}"
+            )
     for link in links:
         link.flush()
     open_links = [link for link in links if link.state is not LinkState.GONE]

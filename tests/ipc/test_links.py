@@ -13,7 +13,7 @@ import pytest
 
 from domains import Cancelled, ConnectionLost
 from domains.ipc import link as link_module
-from domains.ipc.link import HIGH_WATER_BYTES, LinkState, wait_for
+from domains.ipc.link import HIGH_WATER_BYTES, Link, LinkState, wait_for
 from domains.scheduler.run import new_event_loop
 
 from .links import KINDS, AnyCodec, Recorder, turns
@@ -235,6 +235,91 @@ def test_what_is_sent_in_one_turn_is_several_frames_where_one_does_not_take_all_
         await close_both(one, first, other, second)
 
     run(main)
+
+
+@pytest.mark.parametrize("buffers", [[], [b"1"]])
+def test_what_is_sent_in_one_turn_is_several_frames_where_it_is_many_messages(run, buffers):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        for n in range(1500):
+            one.send(n, buffers)
+        assert await second.heard(1500) == list(range(1500))
+        assert [len(frame) for frame in second.frames] == [1024, 476]
+        await close_both(one, first, other, second)
+
+    run(main)
+
+
+class Interrupted(AnyCodec):
+    """Calls something in the midst of a flush, as the collection of garbage calls finalizers."""
+
+    def __init__(self, finalize):
+        self.finalize = finalize
+
+    def encode(self, messages):
+        if messages == ["first"]:
+            self.finalize()
+        return super().encode(messages)
+
+
+def test_what_is_sent_and_flushed_in_the_midst_of_a_flush_follows_it(run):
+    def finalize():
+        one.send("second")
+        one.flush()
+        one.send("third")
+        with pytest.raises(RuntimeError, match="in the midst of writing"):
+            wait_for([one])
+
+    async def main(kind):
+        nonlocal one
+        one, first, other, second = kind.started_pair(Interrupted(finalize))
+        one.send("first")
+        one.flush()
+        assert one.latest is None
+        assert await second.heard(3) == ["first", "second", "third"]
+        await close_both(one, first, other, second)
+
+    one = None
+    run(main)
+
+
+def test_what_is_sent_at_any_line_of_a_flush_stays_with_its_buffers():
+    codes = {Link.flush.__code__, Link._write_batch.__code__}
+
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        lines = 0
+
+        def flush_and_send_at(wanted):
+            nonlocal lines
+            lines = 0
+
+            def trace(frame, event, _):
+                nonlocal lines
+                if frame.f_code not in codes:
+                    return None
+                if event == "line":
+                    lines += 1
+                    if lines == wanted:
+                        sys.settrace(None)
+                        one.send("a", [b"a"])
+                        one.flush()
+                return trace
+
+            one.send("b", [b"b"])
+            before = sys.gettrace()
+            sys.settrace(trace)
+            one.flush()
+            sys.settrace(before)
+
+        flush_and_send_at(0)
+        for line in range(1, lines + 1):
+            flush_and_send_at(line)
+        await second.heard(2 * lines - 1)
+        assert [str(buffer, "ascii") for buffer in second.buffers] == second.messages
+        await close_both(one, first, other, second)
+
+    _run(main, "socketpair")
 
 
 def test_flush_writes_without_waiting_for_the_turn_to_end(run):
