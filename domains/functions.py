@@ -3,9 +3,10 @@
 A function that the other side can import goes by name and is known by its identity from then on. Any other (of
 `__main__`, a lambda, a closure) is pickled by value at each use, unless nothing that it refers to can have changed, and
 is known by its bytes: the same bytes are sent and opened once. Both tables are bounded: the least recently used is
-forgotten on both sides. What is no function but an object that is called, such as a method with its object or a
-partial, goes with the arguments of each job, so that no job sees what another has done to it. So does a function that
-refers to objects with a home, such as streams, for to keep it would keep them alive.
+forgotten on both sides. What is no function but an object that is called, such as a method with its object, goes with
+the arguments of each job, so that no job sees what another has done to it; of a partial, that is so of what it adds to
+its function. So does a function that refers to objects with a home, such as streams, for to keep it would keep them
+alive.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from domains.errors import NotPicklable
 from domains.fingerprint import Fingerprint, fingerprint, goes_by_name, is_same
 from domains.ipc.pickling import Pickling
-from domains.passed_function import call_passed, call_passed_async
+from domains.passed_function import call_bound, call_bound_async, call_passed, call_passed_async
 
 if TYPE_CHECKING:
     from domains.references.pickling import ReferencePickling
@@ -35,15 +36,15 @@ _LARGEST_KEPT_BYTES = 1 << 16
 class Function(NamedTuple):
     """A function ready to be sent: its number in this process, its pickle, a name for messages, and its kind.
 
-    `passed` is None, or the function itself, which is to go with the arguments: number and pickle are then of what
-    calls it there.
+    `passed` is None, or what is to go with the arguments: the function itself, or what a partial adds to it. Number and
+    pickle are then of what calls it there.
     """
 
     number: int
     code: bytes
     name: str
     is_async: bool
-    passed: Callable[..., Any] | None = None
+    passed: tuple[Any, ...] | None = None
 
 
 def name_of(f: object) -> str:
@@ -90,6 +91,8 @@ class FunctionCatalogue:
         self._by_identity: dict[object, Function] = {}
         self._by_fingerprint: OrderedDict[object, tuple[Fingerprint, Function]] = OrderedDict()
         self._by_code: OrderedDict[bytes, Function] = OrderedDict()
+        self._bound: OrderedDict[int, Function] = OrderedDict()
+        """What calls a function with what a partial adds, by the number of that function."""
         self._numbers = itertools.count(1)
 
     def add(self, f: Callable[..., Any]) -> Function:
@@ -102,10 +105,14 @@ class FunctionCatalogue:
         now = fingerprint(f) if type(f) is FunctionType else None
         if now is not None and (before := self._by_fingerprint.get(f)) is not None and is_same(now, before[0]):
             return before[1]
-        code = self._pickling.dumps_function(f) if _is_shared(f) else b""
         is_async = inspect.iscoroutinefunction(f)
+        if type(f) is functools.partial and not vars(f) and not only_calls(f.func) and _is_shared(f.func):
+            bound = self._add_bound(f.func, is_async)
+            if bound.passed is None:
+                return bound._replace(passed=(f.args, f.keywords))
+        code = self._pickling.dumps_function(f) if _is_shared(f) else b""
         if not code or len(code) > _LARGEST_KEPT_BYTES:
-            return self.add(call_passed_async if is_async else call_passed)._replace(name=name_of(f), passed=f)
+            return self.add(call_passed_async if is_async else call_passed)._replace(name=name_of(f), passed=(f,))
         function = self.add_pickled(code, name_of(f), is_async)
         if plain and goes_by_name(f):
             self._by_identity[f] = function
@@ -114,6 +121,17 @@ class FunctionCatalogue:
             if len(self._by_fingerprint) > _MOST_KNOWN:
                 self._by_fingerprint.popitem(last=False)
         return function
+
+    def _add_bound(self, f: Callable[..., Any], is_async: bool) -> Function:
+        """What calls this function with what a partial adds, which goes with each job."""
+        inner = self.add(f)
+        bound = self._bound.get(inner.number)
+        if bound is None or inner.passed is not None:
+            bound = self.add(functools.partial(call_bound_async if is_async else call_bound, f))
+            self._bound[inner.number] = bound
+            if len(self._bound) > _MOST_KNOWN:
+                self._bound.popitem(last=False)
+        return bound
 
     def add_pickled(self, code: bytes, name: str, is_async: bool) -> Function:
         """A function that was pickled before, perhaps elsewhere."""

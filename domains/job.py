@@ -102,7 +102,7 @@ class Job(Generic[T]):
         self.buffers: Sequence[Any] = ()
         self.holds: Sequence[int] = ()
         if function.passed is not None:
-            arguments = function.passed, arguments
+            arguments = *function.passed, arguments
         if arguments:
             self.data, self.buffers, self.holds = references.pickling.dumps(
                 arguments, f"the arguments of job {function.name!r}"

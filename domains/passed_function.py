@@ -1,4 +1,4 @@
-"""What runs in a domain for a function that came with its job's arguments: see `domains.functions`."""
+"""What runs in a domain where a function, or some of what it is called with, came apart: see `domains.functions`."""
 
 from __future__ import annotations
 
@@ -15,3 +15,13 @@ def call_passed(f: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 async def call_passed_async(f: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> Any:
     return await f(*args)
+
+
+def call_bound(f: Callable[..., Any], first: tuple[Any, ...], keywords: dict[str, Any], args: tuple[Any, ...]) -> Any:
+    return f(*first, *args, **keywords)
+
+
+async def call_bound_async(
+    f: Callable[..., Awaitable[Any]], first: tuple[Any, ...], keywords: dict[str, Any], args: tuple[Any, ...]
+) -> Any:
+    return await f(*first, *args, **keywords)

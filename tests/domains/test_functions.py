@@ -106,6 +106,16 @@ def test_a_partial_with_much_data_is_not_kept() -> None:
     big = functools.partial(len, b"x" * 1_000_000)
     (function,) = catalogued([big])
     counts.clear()
-    assert function.passed is big
+    assert function.passed == (big.args, {})
     assert len(function.code) < 1000
     assert function.name == "len"
+
+
+def test_a_partial_shares_its_function_and_nothing_that_it_adds() -> None:
+    f = in_main(SOURCE)["uses_helper"]
+    partials = [functools.partial(f, each) for each in ([1], [2])]
+    one, other, itself = catalogued([*partials, f])
+    assert one.number == other.number != itself.number
+    assert [one.passed, other.passed] == [(([1],), {}), (([2],), {})]
+    assert one.name == itself.name
+    assert counts.pop() == 2  # once for each of the two that are sent
