@@ -60,6 +60,8 @@ class RemoteDispatcher:
             retries = job.retry.left
             try:
                 retry = references.pickling.dumps_function(partial(Retry, on=job.retry.on, backoff=job.retry.backoff))
+                if not retry:
+                    raise NotPicklable("retry_on", "it refers to an object with a home, such as a stream")
             except BaseException as error:  # NotPicklable, or whatever a user's code raises
                 job.fail(error)
                 return

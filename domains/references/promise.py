@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from domains.conversation import Buffers, Conversation
 from domains.errors import DomainsError, NotPicklable
@@ -213,12 +213,19 @@ def _pack(references: References, result: Result[Any], promise: Promise[Any]) ->
 
 
 def _pack_or_fail(references: References, result: Result[Any], promise: Promise[Any]) -> tuple[Result[Any], Payload]:
-    """As `_pack`, where nobody is left to be told: a value that cannot travel is a failure."""
+    """As `_pack`, where nobody is left to be told: whatever is raised is what the promise comes to for others."""
     try:
         return result, _pack(references, result, promise)
-    except NotPicklable as error:
+    except KeyboardInterrupt as interrupt:
+        references.call_on_own_thread(_raise, interrupt)  # out of the loop, when the others know
+        failure = Raised(NotPicklable(f"the value of {promise!r}", "pickling it was interrupted"), None)
+    except BaseException as error:
         failure = Raised(error, None)
-        return failure, _pack(references, failure, promise)
+    return failure, _pack(references, failure, promise)
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
 
 
 def _watch(references: References, message: WatchPromise, _: Buffers) -> None:

@@ -484,6 +484,45 @@ def test_a_value_from_a_thread_that_cannot_travel_fails_the_promise(link, resolv
     assert "lock" in text
 
 
+class Cancels:
+    """Raises what comes from outside elsewhere, as it is pickled."""
+
+    def __reduce__(self):
+        raise domains.Cancelled
+
+
+def test_a_value_whose_pickling_is_cancelled_fails_the_promise_for_others_alone(link):
+    async def outcome(begun, promise):
+        begun.resolve(None)
+        try:
+            return await promise
+        except domains.Cancelled as error:
+            return type(error).__name__
+
+    async def main(pool):
+        promise, resolver = Promise.create()
+        begun, begin = Promise.create()
+        async with Switch() as sw:
+            there = pool.submit_fork(sw, outcome, begin, promise, weight=0.1)
+            await begun
+            await pool.submit(os.getpid, weight=0.0)
+            here = sw.fork_promise(get, promise)  # behind the other domain
+            await domains.fiber.yield_now()
+            resolver.resolve(Cancels())
+            return await there, type(await here)
+
+    assert in_pool(main, link) == ("Cancelled", Cancels)
+
+
+def test_a_value_from_a_thread_whose_pickling_is_cancelled_fails_the_promise(link):
+    async def main(pool):
+        with pytest.raises(domains.Cancelled):
+            await resolved_there_from_a_thread(pool, Cancels)
+        return True
+
+    assert in_pool(main, link)
+
+
 def test_a_resolver_elsewhere_fails_with_exceptions_only(link):
     def fail_with_text(resolver):
         try:
