@@ -230,7 +230,7 @@ class DomainHandle:
             if in_fiber:
                 is_asked = True
                 was_seen_to, cancelling.was_seen_to = cancelling.was_seen_to, True
-                is_to_blame = was_seen_to and found in (ticket, NOBODY)
+                is_to_blame = was_seen_to and (found == ticket or found not in self.jobs)
             else:
                 is_to_blame = busy_with == ticket
             if not is_to_blame:
@@ -244,7 +244,7 @@ class DomainHandle:
                     self._interrupt(cancelling)  # the last warning, even if it did notice the first
                 else:
                     self._process.send_signal(INTERRUPT_SIGNAL)
-        if is_asked:  # whose fiber has its turn; if it cannot say, all of them are to blame the next time
+        if is_asked:  # whose fiber has its turn; if it is no job's that is here, all of them are to blame the next time
             self.interrupts.busy_with[1] = NOBODY
             self._process.send_signal(INTERRUPT_SIGNAL)
         self._watch = loop.call_later(self.grace_seconds / 4, self._watch_cancelled)

@@ -374,6 +374,35 @@ def test_jobs_that_are_cancelled_as_a_fiber_computes_do_no_harm_to_it(tmp_path, 
     assert not (tmp_path / "never").exists()
 
 
+async def leave_a_task(begin, computes):
+    async def outlive():
+        await begun(begin)
+        computes.touch()
+        spin(computes)
+
+    left.append(asyncio.ensure_future(outlive()))
+
+
+left = []
+
+
+def test_a_job_that_is_cancelled_as_a_task_of_one_that_has_ended_computes_ends(tmp_path):
+    waits, begin, computes = tmp_path / "waits", tmp_path / "begin", tmp_path / "computes"
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, grace=0.1) as pool:
+            await pool.submit(leave_a_task, begin, computes, weight=0.1)
+            async with Switch() as cancelled:
+                pool.submit_fork(cancelled, mark_and_wait, waits, tmp_path / "end", weight=0.1)
+                await begun(waits)
+                begin.touch()
+                await begun(computes)
+                cancelled.cancel()
+        return "ended"
+
+    assert run(main) == "ended"
+
+
 def test_a_request_that_comes_late_does_not_hit_the_next_job(link):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
