@@ -155,6 +155,8 @@ def copy_of(error: E) -> E:
     """The same error for one more to raise: its traceback, context and notes are then nobody else's."""
     another = copy.copy(error)
     another.__cause__ = error.__cause__
+    if (notes := getattr(error, "__notes__", None)) is not None:
+        another.__notes__ = list(notes)
     return another
 
 

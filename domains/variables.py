@@ -59,10 +59,13 @@ def unpack_variables(packed: dict[bytes, bytes], pickling: Pickling, context: co
     """Set, in `context`, what `pack_variables` packed, leaving out what cannot be opened here."""
     for key, data in packed.items():
         try:
-            variable = _found.get(key) or _found.setdefault(key, pickling.loads(key, ()))
+            variable = _found.get(key) or pickling.loads(key, ())
             value = pickling.loads(data, ())
         except NotPicklable:
             continue
+        if not isinstance(variable, contextvars.ContextVar):
+            continue  # the module has something else there, perhaps until it is set up
+        _found[key] = variable
         context.run(variable.set, value)
 
 

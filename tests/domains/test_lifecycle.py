@@ -13,6 +13,7 @@ import pytest
 
 import domains
 from domains import Closed, DomainUnavailable, ExecutorPool, Switch
+from domains.errors import copy_of
 from domains.memory import MemoryWatch
 
 
@@ -274,6 +275,13 @@ def test_whoever_is_refused_by_a_pool_gets_an_error_of_his_own():
         return len(errors), len(set(errors))
 
     assert run(main) == (8, 8)
+
+
+def test_a_copy_of_an_error_has_notes_of_its_own():
+    error = Closed("the pool is closed")
+    error.add_note("seen by all")
+    copy_of(error).add_note("seen by one")
+    assert error.__notes__ == ["seen by all"]
 
 
 def test_a_pool_that_is_tied_to_a_switch_ends_with_it(link):

@@ -411,6 +411,20 @@ def test_a_context_variable_that_is_not_known_over_there_is_left_out(monkeypatch
     assert run(main, "socketpair") == "set too"
 
 
+def test_a_context_variable_in_whose_place_is_something_else_over_there_is_left_out(monkeypatch, tmp_path):  # S12
+    (tmp_path / "module_to_set_up.py").write_text("current = None\ndef read(): return current\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("module_to_set_up")
+    module.current = contextvars.ContextVar("current")
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            module.current.set("set")
+            return await pool.submit(module.read, weight=1.0)
+
+    assert run(main, "socketpair") is None
+
+
 def test_a_context_variable_travels_whatever_its_module_is_called_and_in_a_class_too(monkeypatch, tmp_path):  # S12
     (tmp_path / "decimal_settings.py").write_text(
         "from contextvars import ContextVar\n"
