@@ -8,8 +8,8 @@ back. A lease keeps the lent buffer alive here, so a view of somebody else's mem
 cost, and whoever is in between stays responsible for it.
 
 Memory is used again only when nobody can read it any more. Where that cannot be known, because one who had passed a
-view on has died, or one who has a view was forked, its segment is retired: never used again, and freed by the kernel
-with its last mapping.
+view on has died, its segment is retired: never used again, and freed by the kernel with its last mapping. Of what is in
+use at a fork, the same holds for each block, and for its segment when that becomes much.
 Segments are kept warm, since fresh memory costs several times the copy; idle ones are given up (`keep_house`).
 Where there is no room, by `limit_bytes` or because the system has none, `keep` returns None and data travels inline.
 
@@ -292,12 +292,11 @@ class Arena:
             if isinstance(part, Loan):
                 segment.remove_loan(part)
             else:
-                part.segment.used.discard(part)
-                part.segment.blocks.give_back(part.start, part.length)
+                part.segment.remove_block(part)
             if segment.is_idle:
                 segment.idle_since = time.monotonic()
                 if isinstance(segment, Own):
-                    if segment.retired or not self._users:
+                    if segment.is_read_by_others or not self._users:
                         self._own.drop(segment)
                 elif not self._users:
                     self._drop_foreign(segment)
@@ -429,8 +428,9 @@ class Arena:
             if not is_busy:
                 self._collect()
             for own in self._own.segments:
-                # In the midst of a change there may be parts that are in nobody's books.
-                own.retired |= is_busy or not own.is_idle
+                own.retired |= is_busy  # in the midst of a change there may be blocks that are not in `used`
+                for block in own.used:
+                    block.copied = True
             for segment in *self._own.segments, *self._foreign.values():
                 for loan in segment.all_loans():
                     memory = loan()  # held while it is marked, lest its end be overwritten

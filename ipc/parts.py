@@ -19,6 +19,10 @@ from domains.ipc.segments import Segment, address_of
 __all__ = ["AddressMap", "Block", "Foreign", "Loan", "Own", "new_block", "new_loan"]
 
 
+_MOST_LOST_BYTES = 1 << 20
+"""So much of a segment may be lost to forked processes while the rest of it is used on."""
+
+
 class Part(weakref.ref[Any]):
     """Told apart by what it is, not by what it holds. Made by `new_block` and `new_loan`."""
 
@@ -33,10 +37,11 @@ class Part(weakref.ref[Any]):
 
 
 class Block(Part):
-    """A part of an own segment, used by this process itself; whole pages."""
+    """A part of an own segment, used by this process itself; whole pages. `copied`: a forked process has it too."""
 
-    __slots__ = ()
+    __slots__ = ("copied",)
     segment: Own
+    copied: bool
 
 
 class Loan(Part):
@@ -58,7 +63,7 @@ def new_block(memory: Any, segment: Own, start: int, length: int, on_end: Callab
     """A block, known to its segment until `on_end`."""
     block = Block(memory, _ended)
     block.segment, block.start, block.length = segment, start, length
-    block.on_end, block.process = on_end, this_process()
+    block.on_end, block.process, block.copied = on_end, this_process(), False
     segment.used.add(block)
     return block
 
@@ -125,22 +130,37 @@ class _Mapped:
 
 
 class Own(_Mapped):
-    """A segment of this process. In use -> Retired, when part of it may be read by somebody unknown.
+    """A segment of this process. In use -> Retired, when what may be read by somebody unknown is much, or not known.
 
     Its loans are to this process itself, over a link that does not leave it.
     """
 
-    __slots__ = ("blocks", "retired", "used")
+    __slots__ = ("_lost_bytes", "blocks", "retired", "used")
 
     def __init__(self, memory: Segment) -> None:
         super().__init__(memory)
         self.blocks = Blocks(memory.size_bytes)
         self.used: set[Block] = set()
         self.retired = False
+        self._lost_bytes = 0
 
     @property
     def is_idle(self) -> bool:
         return not self.used and not self.loans
+
+    @property
+    def is_read_by_others(self) -> bool:
+        """Whether somebody unknown may read some of what has ended."""
+        return self.retired or self._lost_bytes > 0
+
+    def remove_block(self, block: Block) -> None:
+        self.used.discard(block)
+        if not block.copied:
+            self.blocks.give_back(block.start, block.length)
+            return
+        self._lost_bytes += block.length
+        if self._lost_bytes >= _MOST_LOST_BYTES:
+            self.retired = True  # so that all of it goes with what still lives in it, and does not fill up
 
 
 class Foreign(_Mapped):

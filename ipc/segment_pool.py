@@ -89,7 +89,7 @@ class SegmentPool:
         assert own.is_idle
         self._addresses.remove(own)
         self.segments.remove(own)
-        if own.retired:
+        if own.is_read_by_others:
             own.memory.close()
         else:
             own.memory.discard()

@@ -516,15 +516,15 @@ def in_the_midst_of_a_change(arena, monkeypatch, finalize):
     return arena.statistics()
 
 
+def fork():
+    if not (pid := os.fork()):
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
 def test_a_finalizer_in_the_midst_of_a_change_may_fork(make_arena, monkeypatch):
     arena = make_arena()
     monkeypatch.setattr(arena_module, "_of_this_process", arena)
-
-    def fork():
-        if not (pid := os.fork()):
-            os._exit(0)
-        os.waitpid(pid, 0)
-
     assert in_the_midst_of_a_change(arena, monkeypatch, fork).segments == 0
     assert arena.keep([b"\x07" * MB]) == b"\x07" * MB
 
@@ -574,11 +574,12 @@ def test_a_forked_copy_of_the_process_gives_nothing_back(make_arena):
     assert arena.statistics().leases == 0
 
 
-def test_what_a_forked_copy_of_the_process_has_stays_as_it_was(make_arena, monkeypatch):
+@pytest.mark.parametrize("length", [100, MB])
+def test_what_a_forked_copy_of_the_process_has_stays_as_it_was(make_arena, monkeypatch, length):
     arena, other = make_arena(), make_arena()
     monkeypatch.setattr(arena_module, "_of_this_process", other)
-    (lent,) = other.borrow([memoryview(lend(arena, arena.keep([b"\x07" * MB])))])
-    own = other.keep([b"\x05" * MB])
+    (lent,) = other.borrow([memoryview(lend(arena, arena.keep([b"\x07" * length])))])
+    own, _also_in_its_segment = other.keep([b"\x05" * length]), other.keep([bytes(length)])
     gate_read, gate = os.pipe()
     pid = os.fork()
     if not pid:
@@ -587,10 +588,34 @@ def test_what_a_forked_copy_of_the_process_has_stays_as_it_was(make_arena, monke
         os._exit(10 * lent[0] + own[0])
     del lent, own
     for each in arena, other:
-        assert each.keep([b"\x08" * MB]) is not None
+        assert each.keep([b"\x08" * length]) is not None
     os.close(gate)
     os.close(gate_read)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+
+
+def test_what_is_made_between_forks_takes_no_segment_for_each(make_arena, monkeypatch):
+    arena = make_arena()
+    monkeypatch.setattr(arena_module, "_of_this_process", arena)
+    kept = []
+    for _ in range(3):
+        kept.append(arena.keep([bytes(100)]))
+        fork()
+    assert arena.statistics().segments == 1
+    kept.clear()
+    assert arena.statistics().segments == 0
+
+
+def test_what_is_lost_to_forked_processes_does_not_fill_the_segment_of_what_stays(make_arena, monkeypatch):
+    arena = make_arena(4 * MB)
+    monkeypatch.setattr(arena_module, "_of_this_process", arena)
+    _stays = arena.keep([bytes(100)])
+    for _ in range(6):
+        assert arena.keep([bytes(MB)]) is not None
+        passing = arena.keep([bytes(MB)])
+        assert passing is not None
+        fork()
+        del passing
 
 
 def test_nothing_is_left_when_all_are_killed(arena, borrowers, kind):
