@@ -37,10 +37,16 @@ _LARGE_BYTES = 1 << 16
 """From here on a buffer is received into memory of its own."""
 
 _KEPT_BYTES = 1 << 20
-"""What is received into is kept up to this size; what a larger envelope needed is given back once it was read."""
+"""What is received into is kept up to this size; what a larger envelope needed is given back once none needs it."""
+
+_UNNEEDED_TIMES = 8
+"""So often in a row a larger one is not needed before it is given back."""
 
 _HUGE_BYTES = 1 << 24
-"""From here on that memory is mapped, which takes no more of the system than what has been written into it."""
+"""From here on that memory is mapped, which takes no more of the system than what has been written into it.
+
+Beyond, what an envelope needed is given back at once.
+"""
 
 
 class FrameCorrupt(ConnectionLost):
@@ -126,6 +132,7 @@ class FrameReader:
         self._view = memoryview(self._piece)
         self._start = 0
         self._end = 0
+        self._unneeded_times = 0
         self.has_more = False
         """Whether all the room there was has been filled, so that more may be on its way."""
         # The frame whose head was read, while its buffers come in.
@@ -169,10 +176,9 @@ class FrameReader:
                 available = self._end - start
                 if available < _HEADER_BYTES:
                     if not available:
-                        self._start = self._end = 0
                         if len(self._piece) > _KEPT_BYTES:
-                            self._piece = bytearray(_KEPT_BYTES)
-                            self._view = memoryview(self._piece)
+                            self._give_back_room()
+                        self._start = self._end = 0
                     return None
                 envelope_bytes, count, checksum = _read_header(self._piece, start)
                 if envelope_bytes > MOST_ENVELOPE_BYTES or count > MOST_BUFFERS:
@@ -220,6 +226,8 @@ class FrameReader:
             elif length >= _LARGE_BYTES:
                 memory = memoryview(mmap.mmap(-1, length) if length >= _HUGE_BYTES else bytearray(length))
                 memory[:available] = self._view[self._start : self._end]
+                if len(self._piece) > _KEPT_BYTES:
+                    self._give_back_room()
                 self._start = self._end = 0
                 self._buffers.append(memory.toreadonly())
                 self._large = memory[available:]
@@ -229,6 +237,16 @@ class FrameReader:
                 self._make_room(length - available)
                 return False
         return True
+
+    def _give_back_room(self) -> None:
+        """All was read, and what is received into is large: see whether that has been of use."""
+        if not self._end:
+            return
+        self._unneeded_times = 0 if self._end > _KEPT_BYTES else self._unneeded_times + 1
+        if self._unneeded_times == _UNNEEDED_TIMES or len(self._piece) > _HUGE_BYTES:
+            self._piece = bytearray(_KEPT_BYTES)
+            self._view = memoryview(self._piece)
+            self._unneeded_times = 0
 
     def _make_room(self, count: int) -> None:
         """See that so many more bytes fit behind what has been received."""

@@ -178,17 +178,31 @@ def test_a_reader_keeps_no_more_than_it_needs_after_many_frames():
     assert kept < 200_000
 
 
-def test_a_reader_gives_back_what_a_large_envelope_needed():
+@pytest.mark.parametrize(("large_bytes", "others"), [(1 << 23, 8), (1 << 24, 0)])
+def test_a_reader_gives_back_what_a_large_envelope_needed_once_none_needs_it(large_bytes, others):
     reader = FrameReader()
-    large, small = encode(b"x" * (1 << 23), []), encode(b"y", [])
+    large, small = encode(b"x" * large_bytes, []), encode(b"y", [])
     tracemalloc.start()
     try:
-        assert len(read_in_pieces(reader, large + small, [1 << 20])) == 2
+        assert len(read_in_pieces(reader, large, [1 << 20])) == 1
+        for _ in range(others):
+            assert read_in_pieces(reader, small, [100]) == [(b"y", [])]
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert kept < 1 << 21
     assert read_in_pieces(reader, small, [100]) == [(b"y", [])]
+
+
+@pytest.mark.parametrize("buffers", [[], [bytes(1 << 17)]])
+def test_a_reader_of_one_large_envelope_after_another_takes_memory_for_the_first_alone(buffers):
+    reader = FrameReader()
+    data = encode(b"x" * (3 << 20), buffers)
+    read_in_pieces(reader, data, [1 << 20])
+    received_into = reader._piece
+    for _ in range(3):
+        read_in_pieces(reader, encode(b"y", []) + data, [1 << 20])
+        assert reader._piece is received_into
 
 
 def test_an_envelope_beyond_the_limit_is_refused_by_the_sender():
