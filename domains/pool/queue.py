@@ -2,6 +2,7 @@
 
 Pushing and popping cost the same however many wait. A cancelled job is only marked, and passed over when its turn
 comes; when more than half of what lies here is cancelled, it is swept out, so memory follows what really waits.
+Finalizers may push in the midst of anything; whoever calls the rest sees to it that they do nothing else.
 """
 
 from __future__ import annotations
@@ -67,8 +68,7 @@ class JobQueue:
                 lane.popleft()
                 if priority != self._priorities[-1]:
                     break  # something more urgent was pushed meanwhile
-            if not lane:
-                self._remove(priority)
+            self._remove_if_empty(priority, lane)
 
     def cancelled(self) -> None:
         """A job that lies here has just ended by being cancelled."""
@@ -82,19 +82,20 @@ class JobQueue:
         return list(self.in_turn())
 
     def _lane(self, priority: int) -> deque[Job[Any]]:
-        lane = self._lanes.get(priority)
-        if lane is None:
-            lane = self._lanes[priority] = deque()
+        made: deque[Job[Any]] = deque()
+        lane = self._lanes.setdefault(priority, made)  # a finalizer may have pushed one as this was made
+        if lane is made:
             bisect.insort(self._priorities, priority)
         return lane
 
-    def _remove(self, priority: int) -> None:
-        del self._lanes[priority]
-        self._priorities.remove(priority)
+    def _remove_if_empty(self, priority: int, lane: deque[Job[Any]]) -> None:
+        if not lane:
+            del self._lanes[priority]
+            self._priorities.remove(priority)
 
     def _sweep(self) -> None:
-        for priority, lane in self._lanes.items():
-            self._lanes[priority] = deque(job for job in lane if job.state is _QUEUED)
-        self._priorities = sorted(priority for priority, lane in self._lanes.items() if lane)
-        self._lanes = {priority: self._lanes[priority] for priority in self._priorities}
+        for priority, lane in list(self._lanes.items()):
+            there = [lane.popleft() for _ in range(len(lane))]  # what a finalizer pushes meanwhile stays behind them
+            lane.extendleft(job for job in reversed(there) if job.state is _QUEUED)
+            self._remove_if_empty(priority, lane)
         self._cancelled = 0

@@ -52,6 +52,30 @@ def test_a_more_urgent_job_that_is_pushed_meanwhile_comes_next():
     assert list(turns) == [urgent, b]
 
 
+def test_what_a_finalizer_pushes_while_cancelled_jobs_are_swept_out_keeps_its_place():
+    pushed = job()
+    coming = [pushed]
+
+    class Last:
+        priority = 0
+        sequence = -1
+
+        @property
+        def state(self) -> JobState:
+            if queue.waiting == 2 and coming:
+                queue.push(coming.pop())  # as a finalizer may, in the midst of anything
+            return JobState.QUEUED
+
+    queue, (first, *cancelled) = filled(*[0] * 65)
+    last: Any = Last()
+    queue.push(last)
+    for each in cancelled:
+        each.state = JobState.ENDED
+        queue.cancelled()
+    assert queue.waiting == 3
+    assert queue.clear() == [first, last, pushed]
+
+
 def test_cancelled_jobs_are_passed_over():
     queue, (a, b, c) = filled(0, 0, 0)
     for each in a, c:
