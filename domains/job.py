@@ -58,7 +58,7 @@ class Owner(Protocol):
         """The job has ended, and its promise has the outcome."""
 
     def try_again(self, job: Job[Any], /) -> None:
-        """The job has failed, and its `retry` allows it to be run again."""
+        """The job has failed, and its `retry` allows it to be run again: take it back, or let it fail."""
 
 
 class Job(Generic[T]):
@@ -139,7 +139,7 @@ class Job(Generic[T]):
         )
 
     def handed_back(self) -> None:
-        """Its domain has not started it, or has died and it may be tried again."""
+        """Its domain has not started it, or it has failed there and may be tried again."""
         assert self.state is _SENT
         self.state = _QUEUED
 
@@ -171,7 +171,6 @@ class Job(Generic[T]):
         elif reason is not None and isinstance(error, Cancelled) and error.reason is None:
             error.reason = reason
         if self.retry is not None and self.state is _SENT and self.retry.allows(error):
-            self.state = _QUEUED
             self.owner.try_again(self)
         else:
             self.fail(error)

@@ -9,7 +9,8 @@ not begun goes to others, and what it had begun too, after a while, if it may be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -74,7 +75,7 @@ class Dispatcher:
         self._when_idle: list[Callable[[], object]] = []
         self._scheduled = False
         self._is_dealing = False
-        """Whether jobs are just being given to domains. Finalizers may run meanwhile, and submit and cancel others."""
+        """Whether jobs are just on their way between the queue and domains: what finalizers cancel then is put off."""
         self._pushed = 0
         """How many jobs have come since this was dispatched last."""
         self._job_seconds: float | None = None
@@ -100,7 +101,11 @@ class Dispatcher:
         self.count.submitted += 1
         if self._idle and not self._scheduled and self._begin_at_once(job):
             return
-        self._queue.push(job)
+        was_dealing, self._is_dealing = self._is_dealing, True  # a finalizer may submit while others are dealt
+        try:
+            self._queue.push(job)
+        finally:
+            self._is_dealing = was_dealing
         if not self._scheduled:
             self.changed()
         self._pushed += 1
@@ -129,7 +134,7 @@ class Dispatcher:
     def cancel(self, job: Job[Any], reason: BaseException) -> None:
         """End a job that nobody wants any more: at once if it waits here, else where it is."""
         if self._is_dealing:
-            self._loop.call_soon(self.cancel, job, reason)  # it may be on its way from the queue to a domain
+            self._loop.call_soon(self.cancel, job, reason)  # it may be the one that is on its way
             return
         if job.state is JobState.SENT and job.holder is None:
             return  # its domain has just ended, and is about to say so
@@ -143,7 +148,17 @@ class Dispatcher:
             job.fail(Cancelled(reason))
         elif job.state is JobState.QUEUED:
             job.fail(Cancelled(reason))
-            self._queue.cancelled()
+            with self._dealing():
+                self._queue.cancelled()
+
+    @contextlib.contextmanager
+    def _dealing(self) -> Iterator[None]:
+        """Put off what is cancelled meanwhile. Where each job counts it is written out, for that takes less long."""
+        was_dealing, self._is_dealing = self._is_dealing, True
+        try:
+            yield
+        finally:
+            self._is_dealing = was_dealing
 
     def count_items(self, submitted: int, ended: int) -> None:
         """Jobs stand for so many more things that a user counts."""
@@ -196,12 +211,13 @@ class Dispatcher:
             self._closed = Closed("the executor pool is closed: submit inside its `async with` block")
 
     def _fail_waiting(self, fail: Callable[[Job[Any]], None]) -> None:
-        for job in self._queue.clear():
-            fail(job)
-        resting, self._resting = self._resting, {}
-        for job, timer in resting.items():
-            timer.cancel()
-            fail(job)
+        with self._dealing():
+            for job in self._queue.clear():
+                fail(job)
+            resting, self._resting = self._resting, {}
+            for job, timer in resting.items():
+                timer.cancel()
+                fail(job)
 
     def broken(self, failure: DomainsError) -> None:
         """Nothing can be run any more: those who wait are told why, and those who come."""
@@ -245,12 +261,13 @@ class Dispatcher:
         """A domain has ended: what it had goes back to the queue, as far as it may."""
         handle = member.handle
         self._idle.pop(member, None)
-        self._queue.put_back(self._let_go(handle.recover()))
-        if self._closed is None:
-            for job in self._let_go(handle.hand_back(_may_be_run_again)):
-                self._rest(job)
-        for job in handle.jobs.values():
-            job.holder = None
+        with self._dealing():
+            self._queue.put_back(self._let_go(handle.recover()))
+            if self._closed is None:
+                for job in self._let_go(handle.hand_back(_may_be_run_again)):
+                    self._rest(job)
+            for job in handle.jobs.values():
+                job.holder = None
 
     def changed(self) -> None:
         """Jobs, or domains that could take some, have come: dispatch in the loop's next turn."""
@@ -275,15 +292,18 @@ class Dispatcher:
         if self._closed is not None:
             job.fail(copy_of(self._closed))
         else:
-            self._rest(job)
+            with self._dealing():
+                job.handed_back()
+                self._rest(job)
 
     def _rest(self, job: Job[Any]) -> None:
         assert job.retry is not None
         self._resting[job] = self._loop.call_later(job.retry.next_delay(), self._wake, job)
 
     def _wake(self, job: Job[Any]) -> None:
-        del self._resting[job]
-        self._queue.put_back([job])
+        with self._dealing():
+            del self._resting[job]
+            self._queue.put_back([job])
         self.changed()
 
     def _let_go(self, jobs: list[Job[Any]]) -> list[Job[Any]]:
@@ -304,10 +324,10 @@ class Dispatcher:
         if not queue.waiting:
             self._rebalance()
             return
-        available = [m for m in self._members if m.serves and not self._is_congested(m)]
         exhausted: list[Member] = []
         self._is_dealing = True
         try:
+            available = [m for m in self._members if m.serves and not self._is_congested(m)]
             while available and self._deal(available, exhausted):
                 pass
             for member in available:
@@ -415,8 +435,10 @@ class Dispatcher:
 
     def take_back(self, member: Member) -> None:
         """Have what this domain was sent and has not begun back in the queue."""
-        if taken := member.handle.take_back():
+        with self._dealing():
+            taken = member.handle.take_back()
             self._put_back(member, taken)
+        if taken:
             if member.state is _RETIRED:
                 self._members.relieved(member)
             self.changed()

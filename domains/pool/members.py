@@ -132,7 +132,7 @@ class Members:
             on_failure.pop_all()
 
     def __iter__(self) -> Iterator[Member]:
-        return iter(self._by_handle.values())
+        return iter(list(self._by_handle.values()))  # while one looks at them, others may be started
 
     def __getitem__(self, handle: DomainHandle) -> Member:
         return self._by_handle[handle]
@@ -279,7 +279,7 @@ class Members:
     def _shrink(self) -> None:
         """Retire those beyond the least number that were idle since the last time."""
         surplus = self._count() - self._options.min_domains
-        for member in list(self):
+        for member in self:
             idle = member.serves and not member.jobs and member.sent == member.sent_before
             if idle and surplus > 0:
                 surplus -= 1
@@ -290,10 +290,11 @@ class Members:
             self._shrinking = self._loop.call_later(self._options.idle, self._shrink)
 
     def _ended(self, handle: DomainHandle) -> None:
-        member = self._by_handle.pop(handle)
+        member = self._by_handle[handle]
         if member.waiting is not None:
             member.waiting()
         self._listener.lost(member)
+        del self._by_handle[handle]  # while it had jobs it could be found: a finalizer may cancel one
         if self._closing:
             return
         if member.state is not MemberState.RETIRED:

@@ -12,6 +12,8 @@ import pytest
 
 import domains
 from domains import DomainDied, ExecutorPool, Switch, fiber
+from domains.domain import DomainHandle
+from domains.job import Job
 from domains.pool.dispatch import Dispatcher
 
 
@@ -118,6 +120,80 @@ def test_a_finalizer_may_cancel_a_job_whose_domain_has_just_ended(monkeypatch):
                 await job
 
     domains.run(main)
+
+
+def test_a_finalizer_may_cancel_a_job_whose_domain_is_known_to_have_ended(monkeypatch):
+    lost = Dispatcher.lost
+
+    async def main(env: domains.Environment) -> None:
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            async with Switch() as switch:
+
+                def cancel_and_lose(*args):
+                    switch.cancel()
+                    lost(*args)
+
+                monkeypatch.setattr(Dispatcher, "lost", cancel_and_lose)
+                begun, waits = (pool.submit_fork(switch, die, weight=1.0) for _ in range(2))
+            for job in begun, waits:
+                with pytest.raises(domains.Cancelled):
+                    await job
+            assert pool.stats()[:3] == (0, 0, 0.0)
+
+    domains.run(main)
+
+
+def test_a_finalizer_may_cancel_jobs_while_those_that_wait_are_failed(monkeypatch):
+    fail = Job.fail
+
+    async def main(env: domains.Environment) -> None:
+        async with Switch() as others, Switch() as switch:
+
+            def cancel_and_fail(*args):
+                switch.cancel()
+                fail(*args)
+
+            with pytest.raises(LookupError):
+                async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+                    promises = [pool.submit_fork(whose, abs, 1, weight=1.0) for whose in (others, switch, others)]
+                    monkeypatch.setattr(Job, "fail", cancel_and_fail)
+                    raise LookupError
+            assert all(promise.is_resolved for promise in promises)
+
+    domains.run(main)
+
+
+async def _wait_for(begun: domains.Resolver[None], gate: domains.Promise[str]) -> str:
+    begun.resolve(None)
+    return await gate
+
+
+def test_a_finalizer_may_cancel_a_job_while_it_is_taken_back(monkeypatch):
+    hand_back = DomainHandle._hand_back
+
+    async def main(env: domains.Environment) -> str:
+        begun, resolver = domains.Promise[None].create()
+        gate, opener = domains.Promise[str].create()
+        async with ExecutorPool(env.domain_mgr, domain_count=1, grace=0.2) as pool, Switch() as others:
+            running = pool.submit_fork(others, _wait_for, resolver, gate, weight=1.0)
+            await begun
+            async with Switch() as switch:
+                pool.submit_fork(switch, abs, 1, weight=1.0)  # is sent ahead
+                (member,) = pool._dispatch._members
+                while member.jobs < 2:
+                    await fiber.yield_now()
+
+                def cancel_and_hand_back(*args):
+                    switch.cancel()
+                    return hand_back(*args)
+
+                monkeypatch.setattr(DomainHandle, "_hand_back", cancel_and_hand_back)
+                pool._dispatch.take_back(member)
+            assert pool.stats()[:2] == (0, 1)
+            opener.resolve("done")
+            return await running
+
+    assert domains.run(main) == "done"
 
 
 @pytest.mark.parametrize("step", ["_assign", "_send"])
