@@ -25,9 +25,31 @@ _PATIENCE_SECONDS = 1.0
 
 _LONGEST_SLEEP_SECONDS = 0.001
 
-_locks_of_threads: dict[tuple[int, int], threading.RLock] = {}
-"""By device and number of a file. The lock on a pipe is the process's; its threads take turns by these, as both streams
-may be one pipe. They can be taken again: a signal's handler may print."""
+
+class _File:
+    """The lock on a pipe is the process's; its threads take turns by this one, as both streams may be one pipe."""
+
+    def __init__(self) -> None:
+        self.threads = threading.RLock()  # it can be taken again: a signal's handler may print
+        self.is_locked = False
+
+    def begin_as_child(self) -> None:
+        """In a forked process, which has neither the lock on the pipe nor the thread that may have been writing."""
+        self.is_locked = False
+        if not self.threads._is_owned():  # type: ignore[attr-defined]  # by this thread, in whose midst it was forked
+            self.threads._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+_files: dict[tuple[int, int], _File] = {}
+"""By device and number."""
+
+
+def _begin_as_child() -> None:
+    for file in _files.values():
+        file.begin_as_child()
+
+
+os.register_at_fork(after_in_child=_begin_as_child)
 
 
 class _Turns(io.RawIOBase):
@@ -38,7 +60,7 @@ class _Turns(io.RawIOBase):
         self._descriptor = descriptor
         self._takes_turns = stat.S_ISFIFO(status.st_mode)
         self._patience_seconds = _PATIENCE_SECONDS
-        self._threads = _locks_of_threads.setdefault((status.st_dev, status.st_ino), threading.RLock())
+        self._file = _files.setdefault((status.st_dev, status.st_ino), _File())
 
     def fileno(self) -> int:
         return self._descriptor
@@ -52,9 +74,11 @@ class _Turns(io.RawIOBase):
     def write(self, data: object) -> int:
         view = memoryview(data).cast("B")  # type: ignore[arg-type]  # io calls it with nothing but buffers
         size = len(view)
-        with self._threads:
-            locked = self._takes_turns and self._lock()
+        with self._file.threads:
+            locked = self._takes_turns and not self._file.is_locked and self._lock()
             try:
+                if locked:
+                    self._file.is_locked = True
                 while view:
                     try:
                         view = view[os.write(self._descriptor, view) :]
@@ -62,6 +86,7 @@ class _Turns(io.RawIOBase):
                         self._has_room(None)
             finally:
                 if locked:
+                    self._file.is_locked = False
                     fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
         return size
 

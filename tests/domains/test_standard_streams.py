@@ -62,6 +62,66 @@ thread.join()
     assert sorted((bytes(set(line)), len(line)) for line in lines) == [(b"x", _LETTERS), (b"y", _LETTERS)]
 
 
+def test_a_process_forked_while_a_thread_prints_can_print():
+    body = """
+import os, signal, sys, threading
+real, inside, go_on = os.write, threading.Event(), threading.Event()
+
+def write(descriptor, data):
+    if threading.current_thread() is thread:
+        inside.set()
+        go_on.wait()
+    return real(descriptor, data)
+
+os.write = write
+thread = threading.Thread(target=print, args=("thread",))
+thread.start()
+inside.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(10)  # it ends in any case
+    print("child", file=sys.stderr)
+    os._exit(0)
+go_on.set()
+thread.join()
+sys.exit(os.waitpid(child, 0)[1])
+"""
+    with pipe() as (reading, writing):
+        with start(body, writing, stderr=writing) as program:
+            assert program.wait(60) == 0
+        writing.close()
+        assert reading.read() == b"thread\nchild\n"
+
+
+def test_a_signals_handler_that_prints_leaves_the_pipe_to_the_line_that_it_interrupts():
+    body = """
+import fcntl, os, signal, sys
+real = os.write
+
+def write(descriptor, data):
+    os.write = real
+    signal.raise_signal(signal.SIGUSR1)
+    if os.fork() == 0:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os._exit(0)
+        os._exit(1)
+    others.append(os.wait()[1])
+    return real(descriptor, data)
+
+os.write, others = write, []
+signal.signal(signal.SIGUSR1, lambda *_: print("handler", file=sys.stderr))
+print("line")
+sys.exit(others != [0])
+"""
+    with pipe() as (reading, writing):
+        with start(body, writing, stderr=writing) as program:
+            assert program.wait(60) == 0
+        writing.close()
+        assert reading.read() == b"handler\nline\n"
+
+
 def test_who_is_stopped_as_it_prints_keeps_nobody_else_from_it():
     with pipe() as (reading, writing):
         fcntl.lockf(writing, fcntl.LOCK_EX)  # as a domain has it that writes
