@@ -31,7 +31,7 @@ from domains.launcher.control import (
 )
 from domains.launcher.links import LinkKind, ZeroMQKind
 from domains.launcher.provider import DomainProcess, Ending, Provider
-from domains.launcher.warm import LauncherProcess, import_path, working_directory
+from domains.launcher.warm import LauncherProcess, environment, import_path, working_directory
 from domains.scheduler.cancel import move_on_after, protect
 from domains.scheduler.promise import Promise
 
@@ -229,7 +229,7 @@ class LocalProvider(Provider):
                 sys_path=list(map(as_bytes, import_path())),
                 argv=[as_bytes(str(argument)) for argument in getattr(sys, "argv", None) or [""]],
                 directory=as_bytes(working_directory()),
-                environment=_changes(connection.environment, dict(os.environb)),
+                environment=_changes(connection.environment, environment()),
             )
             process = connection.launch(birth, list(inherited.values()))
         except BaseException:

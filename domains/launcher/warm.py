@@ -12,7 +12,7 @@ import sys
 
 from domains.launcher.lifeline import inherited
 
-__all__ = ["LauncherProcess", "import_path", "working_directory"]
+__all__ = ["LauncherProcess", "environment", "import_path", "working_directory"]
 
 _BOOT = (
     "import gc, sys; gc.disable()\n"  # the launcher enables it; until then there is no garbage to speak of
@@ -39,6 +39,11 @@ def _directory_to_start_in() -> str | None:
     except OSError:
         return "/"
     return None
+
+
+def environment() -> dict[bytes, bytes]:
+    """This process's variables; other threads may be deleting some meanwhile."""
+    return {name: value for name in os.environb if (value := os.environb.get(name)) is not None}
 
 
 def import_path() -> list[str]:
@@ -78,11 +83,11 @@ class LauncherProcess:
 
     def __init__(self) -> None:
         interpreter = _interpreter()
+        self.environment = environment()
+        """What it was started with."""
         ours, theirs = socket.socketpair()
         parent = _this_process()
         descriptors = [theirs.fileno(), parent, inherited()]
-        self.environment = dict(os.environb)
-        """What it was started with."""
         try:
             self.process = subprocess.Popen(
                 [

@@ -127,6 +127,30 @@ def test_a_domain_has_what_its_parent_has_changed_since_the_first_was_started(li
     assert domains.run(main, link=link) == ["\udcff", "after", None]
 
 
+def test_a_domain_starts_while_threads_delete_variables(monkeypatch):
+    class Variables(dict):
+        """One is deleted just before it is looked up."""
+
+        def __getitem__(self, name):
+            if name == b"DOMAINS_TEST_DELETED":
+                self.pop(name, None)
+            return super().__getitem__(name)
+
+    variables = Variables(os.environb._data)
+    for environ in (os.environ, os.environb):
+        monkeypatch.setattr(environ, "_data", variables)
+
+    async def start(env):
+        monkeypatch.setenv("DOMAINS_TEST_DELETED", "before")
+        return await env.domain_mgr.run(abs, -1)
+
+    async def main(env):
+        return [await start(env), await start(env)]
+
+    monkeypatch.setenv("DOMAINS_TEST_DELETED", "before")  # as the launcher is started
+    assert domains.run(main) == [1, 1]
+
+
 # What is seen
 
 
