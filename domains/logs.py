@@ -110,7 +110,10 @@ class _Forwarder(logging.Handler):
         # Not the conversation's, which is for its own thread only, and whose pickles hold on to what they refer to: a
         # record may be dropped.
         self._pickling = Pickling()
-        self._waiting: list[_Packed] = []  # this and the next two belong to who has acquired the handler
+        # Not the handler's lock, which a thread has while it asks objects what is to be said of them: they may ask the
+        # loop. Again by the same thread, as a signal's handler may log.
+        self._lock = threading.RLock()
+        self._waiting: list[_Packed] = []  # this and the next two belong to who has that lock
         self._waiting_bytes = 0
         self._dropped = 0
 
@@ -149,36 +152,37 @@ class _Forwarder(logging.Handler):
 
     def _keep(self, packed: _Packed) -> None:
         """In another thread: have the loop's thread send this."""
-        if self._waiting_bytes > _MOST_PENDING_BYTES:
-            self._dropped += 1
-            return
-        self._waiting.append(packed)
-        self._waiting_bytes += packed.size_bytes()
-        if len(self._waiting) == 1:
+        with self._lock:
+            if self._waiting_bytes > _MOST_PENDING_BYTES:
+                self._dropped += 1
+                return
+            self._waiting.append(packed)
+            self._waiting_bytes += packed.size_bytes()
+            is_first = len(self._waiting) == 1
+        if is_first:
             self._loop.call_soon_threadsafe(self._send_waiting)
 
     def _send_waiting(self) -> None:
-        self.acquire()
-        try:
+        with self._lock:
             waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
             dropped, self._dropped = self._dropped, 0
-            for packed in waiting:
-                self._send(packed)
+        for packed in waiting:
+            self._send(packed)
+        with self._lock:
             self._dropped += dropped  # those came after what waited
-        finally:
-            self.release()
 
     def _send(self, packed: _Packed) -> None:
         link = self._link
         if not link.is_open:
             return
-        if link.pending_bytes > _MOST_PENDING_BYTES:
-            self._dropped += 1
-            return
+        with self._lock:
+            if link.pending_bytes > _MOST_PENDING_BYTES:
+                self._dropped += 1
+                return
+            dropped, self._dropped = self._dropped, 0
         message, buffers = packed
-        if self._dropped:
-            message.text += f" (before this, {self._dropped} records were dropped: more than the parent could read)"
-            self._dropped = 0
+        if dropped:
+            message.text += f" (before this, {dropped} records were dropped: more than the parent could read)"
         link.send(message, buffers)
         if asyncio._get_running_loop() is not self._loop:
             link.flush()  # a plain job keeps the loop from its turn, and may be long

@@ -259,6 +259,29 @@ def test_a_record_that_a_thread_makes_leaves_alone_what_is_pickled_meanwhile(cap
     assert run(main) == (0, 0)
 
 
+class _AsksTheLoop:
+    def __init__(self):
+        self.loop = asyncio.get_running_loop()
+        self.begun = threading.Event()
+
+    def __repr__(self):
+        self.begun.set()
+        return asyncio.run_coroutine_threadsafe(asyncio.sleep(0, "its answer"), self.loop).result(10)
+
+
+async def _log_what_asks_the_loop():
+    asking = _AsksTheLoop()
+    thread = threading.Thread(target=lambda: (log.warning("first"), log.warning("%r", asking)))
+    thread.start()
+    asking.begun.wait()  # so that the loop is still to send the first
+    await domains.run_in_thread(thread.join)
+
+
+def test_what_a_thread_logs_may_ask_the_loop(caplog):
+    run(lambda env: env.domain_mgr.run(_log_what_asks_the_loop))
+    assert [record.getMessage() for record in caplog.records if record.name == log.name] == ["first", "its answer"]
+
+
 _MANY = 1500
 
 
