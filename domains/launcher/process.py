@@ -233,6 +233,8 @@ def _reset_process(launcher: Launcher, birth: Birth, crash: int) -> None:
             os.environb.pop(name, None)
         else:
             os.environb[name] = value
+        if name == b"TZ":
+            time.tzset()
     _enter(as_text(birth.directory))
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import threading
+import time
 
 import pytest
 
@@ -149,6 +150,15 @@ def test_a_domain_starts_while_threads_delete_variables(monkeypatch):
 
     monkeypatch.setenv("DOMAINS_TEST_DELETED", "before")  # as the launcher is started
     assert domains.run(main) == [1, 1]
+
+
+def test_a_domain_has_the_time_zone_that_its_parent_has_set(monkeypatch):
+    async def main(env):
+        await env.domain_mgr.run(os.getpid)
+        monkeypatch.setenv("TZ", "NPT-5:45")
+        return await env.domain_mgr.run(lambda: (time.tzname, time.localtime(0).tm_min))
+
+    assert domains.run(main) == (("NPT", "NPT"), 45)
 
 
 # What is seen
