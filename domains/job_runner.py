@@ -314,12 +314,17 @@ class JobRunner:
         arguments: tuple[Any, ...],
         context: contextvars.Context,
     ) -> None:
-        self._unbegun += 1
-        fork = self._switch.fork_within
         name = known.name or name_of_call(known.call, arguments)
-        within = self._running[message.job] = fork(
-            self._await, message, known, call, arguments, name=name, context=context
-        )
+        fork = self._switch.fork_within
+        self._unbegun += 1
+        try:
+            within = fork(self._await, message, known, call, arguments, name=name, context=context)
+        except BaseException as error:
+            self._unbegun -= 1
+            self._end(message)
+            self._answer_raised(message.job, error, 0.0, f"job {name!r}")
+            return
+        self._running[message.job] = within
         if self._unheard and (reason := self._unheard.pop(message.job, None)) is not None:
             self._cancel_fiber(message.job, within, reason)
 

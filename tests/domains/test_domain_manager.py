@@ -362,3 +362,26 @@ def test_a_domain_starts_where_the_directory_has_been_removed(link, monkeypatch,
         return (await env.domain_mgr.run(_surroundings))[2]
 
     assert domains.run(main, link=link) == "/"
+
+
+def _have_no_memory_for_the_next_fiber():
+    from domains.scheduler import switch
+
+    class NoMemory(switch.FiberTask):
+        def __init__(self, *args, **kwargs):
+            switch.FiberTask = NoMemory.__base__
+            raise MemoryError
+
+    switch.FiberTask = NoMemory
+
+
+def test_a_job_whose_fiber_cannot_begin_fails_and_keeps_no_other_from_it(link):
+    async def main(env):
+        async with env.domain_mgr.spawn() as domain:
+            await domain.call(_have_no_memory_for_the_next_fiber)
+            with pytest.raises(MemoryError):
+                await domain.call(_echo, 1)
+            assert await domain.call(os.getpid) == domain.pid
+            assert await domain.call(_echo, 1) == 1
+
+    domains.run(main, link=link)
