@@ -95,9 +95,11 @@ class CancelScope(_Scope):
     `cancelled` is True once the block was cut short by that. If the block ends before it notices, it was not.
     """
 
-    __slots__ = ("_asked", "_before", "_cancellation", "_timer", "cancelled")
+    __slots__ = ("_asked", "_before", "_cancellation", "_loop", "_timer", "cancelled")
 
     _label = "cancel scope"
+    _loop: asyncio.AbstractEventLoop
+    """That it was entered on: the task that did may be gone, without having left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,17 +114,17 @@ class CancelScope(_Scope):
 
         Raises RuntimeError in another thread than that of the block's loop.
         """
-        fiber = self._fiber
         if self._context is None:
             if self._asked is None:
                 self._asked = reason or CancelledError("the scope was cancelled before it was entered")
-        elif fiber is not None and self._cancellation is None:
-            if running_loop() is not fiber.task().get_loop():
+        elif self._fiber is not None and self._cancellation is None:
+            if running_loop() is not self._loop:
                 raise RuntimeError(f"this {self._label} belongs to another event loop or thread: cancel it only there")
             self._cancellation = self._context.cancel(reason)
 
     def __enter__(self) -> CancelScope:
         fiber = self._enter()
+        self._loop = asyncio.get_running_loop()
         self._before = fiber.foreign_cancels
         if self._asked is not None:
             self.cancel(self._asked)

@@ -950,6 +950,29 @@ def test_a_scope_is_not_cancelled_from_another_thread(run: Run) -> None:
     run(main)
 
 
+def test_cancelling_a_scope_whose_task_was_destroyed_has_no_effect(run: Run) -> None:
+    async def main() -> None:
+        scope = CancelScope()
+
+        async def wait() -> None:
+            with scope:
+                await asyncio.Event().wait()
+
+        task: Any = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="must be left in the fiber"):
+            task.get_coro().close()
+        task._log_destroy_pending = False
+        gone = weakref.ref(task)
+        del task
+        gc.collect()
+        assert gone() is None
+        scope.cancel()
+        assert not scope.cancelled
+
+    run(main)
+
+
 def test_a_scope_is_used_once_and_left_where_it_was_entered(run: Run) -> None:  # S31
     async def main() -> None:
         for scope in (CancelScope(), timeout(1), move_on_after(1), protect()):
