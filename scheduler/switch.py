@@ -147,7 +147,7 @@ class Switch:
             misuse = RuntimeError(
                 f"{self!r} must be left in the fiber that entered it, after all that was entered inside it"
             )
-            if running_loop() is self._loop:
+            if self._state is not _State.FINISHED and running_loop() is self._loop:
                 self._cancel(misuse)  # nobody waits for its fibers: they should at least end
             raise misuse
         if error is not None:
@@ -283,7 +283,6 @@ class Switch:
         self.check_open()
         if self._context.cancellation is None:
             self._start(self._run(f, args), self._context, name or _name_of(f, "fiber"), context)
-            self._fibers += 1
 
     def fork_within(
         self, f: Callable[..., object], *args: Any, name: str, context: contextvars.Context | None = None
@@ -294,8 +293,12 @@ class Switch:
         """
         self.check_open()
         within = Context(self._context, name)
-        self._start(self._run_within(f, args), within, name, context)
-        self._fibers += 1
+        try:
+            self._start(self._run_within(f, args), within, name, context)
+        except BaseException:
+            if not within.fibers:
+                del self._context.children[within]
+            raise
         return within
 
     async def _run_within(self, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -345,7 +348,6 @@ class Switch:
         promise: Promise[Any] = Promise(name)
         if self._context.cancellation is None:
             self._start(self._run_for(Resolver(promise), f, args), self._context, name, context)
-            self._fibers += 1
         else:
             Resolver(promise).fail(Cancelled(self._context.cancellation.reason))
         return promise
@@ -431,7 +433,6 @@ class Switch:
         if self._daemons is None:
             self._daemons = Context(self._context, f"daemons of switch {self.name!r}")
         self._start(self._run_daemon(f, args, ended), self._daemons, name, variables)
-        self._living_daemons += 1
 
     async def _run_daemon(self, f: Callable[..., Any], args: tuple[Any, ...], ended: Callable[[], None]) -> None:
         fiber = cast(FiberTask, running_task(self._loop))
@@ -457,11 +458,20 @@ class Switch:
         name: str,
         variables: contextvars.Context | None,
     ) -> None:
-        """Whoever calls this counts the fiber afterwards: it does not run before that, and may fail to begin."""
+        """Begin a fiber, counted before: a signal handler may raise as soon as it has begun, and it ends even so."""
+        is_daemon = context is self._daemons
+        if is_daemon:
+            self._living_daemons += 1
+        else:
+            self._fibers += 1
         try:
             fiber = FiberTask(coroutine, loop=self._loop, name=name, context=variables)
         except BaseException:  # such as a RecursionError
             coroutine.close()  # for its task may have been put into the run queue already
+            if is_daemon:
+                self._living_daemons -= 1
+            else:
+                self._fibers -= 1
             raise
         fiber.context = context
         fiber.suspension = None

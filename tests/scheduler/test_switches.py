@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import logging
 import pickle
+import sys
 import threading
 import traceback
 import weakref
@@ -890,6 +891,17 @@ def test_a_switch_that_is_left_at_the_wrong_place_ends_its_fibers_and_raises(run
     run(main)
 
 
+def test_a_switch_that_is_left_twice_was_not_cancelled(run: Run) -> None:  # S24
+    async def main() -> None:
+        async with Switch() as switch:
+            pass
+        with pytest.raises(RuntimeError, match="must be left in the fiber"):
+            await switch.__aexit__(None, None, None)
+        assert not switch.is_cancelled
+
+    run(main)
+
+
 @pytest.mark.parametrize("how", ["fork", "fork_within", "fork_promise", "fork_daemon"])
 def test_a_fiber_that_cannot_be_made_is_not_waited_for(run: Run, how: str) -> None:  # S15
     class Unspeakable:
@@ -900,6 +912,7 @@ def test_a_fiber_that_cannot_be_made_is_not_waited_for(run: Run, how: str) -> No
         async with Switch() as switch:
             with pytest.raises(Broken):
                 getattr(switch, how)(never, name=Unspeakable())
+            assert not [context for context in switch._context.children if context is not switch._daemons]
 
     async def main() -> None:
         task = asyncio.create_task(block())
@@ -908,6 +921,43 @@ def test_a_fiber_that_cannot_be_made_is_not_waited_for(run: Run, how: str) -> No
         await task
 
     run(main)
+
+
+@pytest.mark.parametrize("how", ["fork", "fork_within", "fork_promise", "fork_daemon"])
+def test_a_fiber_that_has_begun_is_waited_for_even_if_a_signal_handler_raises_then(run: Run, how: str) -> None:  # S15
+    trace: list[str] = []
+
+    def raise_when_begun(frame: Any, event: str, _: Any) -> Any:  # as a signal handler does
+        if frame.f_code is not Switch._start.__code__:
+            return None
+        if event == "return":
+            sys.settrace(None)
+            raise Broken
+        return raise_when_begun
+
+    async def work() -> None:
+        await turns()
+        trace.append("ended")
+
+    async def block() -> None:
+        async with Switch() as switch:
+            before = sys.gettrace()
+            sys.settrace(raise_when_begun)
+            with pytest.raises(Broken):
+                getattr(switch, how)(work, name="work")
+            sys.settrace(before)
+            if how == "fork_daemon":
+                await turns(5)
+        trace.append("left")
+
+    async def main() -> None:
+        task = asyncio.create_task(block())
+        await turns(10)
+        assert task.done()
+        await task
+
+    run(main)
+    assert trace == ["ended", "left"]
 
 
 # Context managers
