@@ -153,12 +153,12 @@ class DomainManager:
         """
         self._closed = True
         with interrupts_held(), contextlib.ExitStack() as steps:
+            for outsider in list(self.references.outsiders):  # last, also where a step before raises
+                steps.callback(outsider.loop_ended)
             steps.callback(self._arena.close)
             steps.callback(self._provider.abandon)
             while self._open:
                 steps.push(self._open.popitem()[1])
-        for outsider in list(self.references.outsiders):
-            outsider.loop_ended()
 
 
 @contextlib.contextmanager
