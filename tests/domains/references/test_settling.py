@@ -24,6 +24,7 @@ from domains import (
     Pool,
     Promise,
     Resolver,
+    Semaphore,
     Stream,
     Switch,
     fiber,
@@ -287,3 +288,40 @@ def test_a_plain_job_recalls_places_of_a_domain_that_has_just_died(link: str, tm
 
     added, taken = domains.run(main, link=link)
     assert taken == 2 + added
+
+
+# A finalizer that tells something in the midst of a flush
+
+
+def test_what_is_told_in_the_midst_of_writing_does_not_wait_for_what_was_posted_elsewhere(link: str) -> None:
+    async def main(env: domains.Environment) -> int:
+        spawn = env.domain_mgr.spawn
+        async with spawn() as one, spawn() as other:
+            stream: Any = await one.call(make_stream)
+            semaphore, _ = await other.call(make, Semaphore, 2)
+            await semaphore.acquire()
+            await semaphore.acquire()
+            await stream.add(0)
+            references = stream._references
+            to_other = references.link_to(semaphore.home)
+            codec = to_other._codec
+
+            class Finalizing:
+                decode = codec.decode
+
+                def encode(self, messages: list[Any]) -> bytes:
+                    to_other._codec = codec
+                    assert references.calls._posted
+                    semaphore.release()
+                    envelope: bytes = codec.encode(messages)
+                    return envelope
+
+            to_other.hold()
+            semaphore.release()
+            await stream.add(1)
+            to_other._codec = Finalizing()
+            to_other.flush()
+            value: int = semaphore.value
+            return value
+
+    assert domains.run(main, link=link) == 2
