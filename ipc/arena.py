@@ -14,7 +14,8 @@ Segments are kept warm, since fresh memory costs several times the copy; idle on
 Where there is no room, by `limit_bytes` or because the system has none, `keep` returns None and data travels inline.
 
 All methods may be called from any thread; garbage collection, which comes at any moment, only leaves notes. A finalizer
-of the user's that comes in the midst of one of them finds the arena busy, as if there were no room in it.
+of the user's that comes in the midst of one of them finds the arena busy, as if there were no room in it; what it
+changes is done later, and it can wait for no other domain.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Arena:
         self.has_shared = False
         """Whether memory was allocated, here or by others, that both sides may write."""
         self._named = named
-        self._lock = threading.RLock()  # a finalizer may come back here: it is told by `_is_busy`
+        self._lock = threading.RLock()  # a finalizer may come back here: it is told by `is_busy`
         self._addresses = AddressMap()
         self._own = SegmentPool(
             usual_limit_bytes() if limit_bytes is None else limit_bytes, self._addresses, named=named
@@ -118,7 +119,7 @@ class Arena:
         return self._own.limit_bytes
 
     def statistics(self) -> ArenaStatistics:
-        is_busy = self._is_busy()
+        is_busy = self.is_busy
         with self._lock:
             if not is_busy:
                 self._collect()
@@ -127,13 +128,14 @@ class Arena:
                 len(own.segments), own.committed_bytes, own.used_bytes, len(self._foreign), len(self._leases)
             )
 
-    def _is_busy(self) -> bool:
+    @property
+    def is_busy(self) -> bool:
         """Whether this thread has the lock already, and is now in a finalizer that the change may not see."""
         return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]
 
     def _make(self, change: Callable[[], None]) -> None:
         """Make this change now, or once the one is done in whose midst this finalizer came."""
-        if self._is_busy():
+        if self.is_busy:
             self._postponed.append(change)
             return
         with self._lock:
@@ -165,7 +167,7 @@ class Arena:
 
     def _allocate(self, length: int) -> memoryview | None:
         size = whole_pages(length)
-        if self._is_busy():
+        if self.is_busy:
             return None
         with self._lock:
             self._collect()
@@ -189,7 +191,7 @@ class Arena:
 
     def lend(self, buffers: Iterable[Any], link: object) -> list[Any]:
         """What to send over a link for these buffers: a descriptor for each that lies in an arena."""
-        if self._is_busy():
+        if self.is_busy:
             return [self._not_lent(buffer) if self.holds(buffer) else buffer for buffer in buffers]
         with self._lock:
             if len(self._leases) >= self._leases_enough:
@@ -320,7 +322,7 @@ class Arena:
         if index == _NO_CELL:
             why = f"its sender could not share it: {CELLS} parts of arrays are lent already, or descriptors are lacking"
             return _lost(descriptor, why)
-        if self._is_busy():
+        if self.is_busy:
             self._unopened.append(descriptor)
             return _lost(descriptor, "it came to a finalizer, in the midst of other work with shared memory")
         with self._lock:
@@ -411,7 +413,7 @@ class Arena:
 
         False when there is nothing left that could need it.
         """
-        if self._is_busy():
+        if self.is_busy:
             return True
         with self._lock:
             if self._orphans:
@@ -423,7 +425,7 @@ class Arena:
 
     def prepare_fork(self) -> None:
         """There will be a copy of all views, in a process that never says when it lets go of them."""
-        is_busy = self._is_busy()
+        is_busy = self.is_busy
         with self._lock:
             if not is_busy:
                 self._collect()
@@ -456,7 +458,7 @@ class Arena:
         if isinstance(part, Loan):
             part.cells.give_back(part.index, abandon=part.abandoned)
         self._ended.append(part)
-        if not self._users and not self._is_busy() and self._lock.acquire(blocking=False):
+        if not self._users and not self.is_busy and self._lock.acquire(blocking=False):
             try:
                 self._collect()
             finally:

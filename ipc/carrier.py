@@ -56,6 +56,10 @@ class ArenaCarrier:
     def __init__(self, use: ArenaUse) -> None:
         self._use = use
 
+    @property
+    def is_interrupted(self) -> bool:
+        return self._use.arena.is_busy
+
     def outgoing(self, buffers: Sequence[Any]) -> list[Any]:
         self._use.touch()
         return self._use.arena.lend(buffers, self)

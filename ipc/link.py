@@ -51,6 +51,10 @@ class Codec(Protocol):
 class Carrier(Protocol):
     """Takes large buffers to the peer by another way than the link, where there is one."""
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether this thread is in the midst of its work already: it cannot take what comes."""
+
     def outgoing(self, buffers: Sequence[Buffer], /) -> list[Buffer]:
         """What to send in place of a frame's buffers: one for each."""
 
@@ -103,8 +107,7 @@ class Link(ABC):
         self._batch_buffers: list[Buffer] = []
         self._batch_bytes = 0
         self._is_held = False
-        self.is_flushing = False
-        """Whether a batch is being written: whoever is called meanwhile cannot wait for an answer to what it sends."""
+        self._is_flushing = False
         self._when_writable: dict[object, Callable[[], object]] = {}
         self._closing_timer: asyncio.TimerHandle | None = None
 
@@ -120,6 +123,14 @@ class Link(ABC):
     def latest(self) -> Any:
         """The message that was sent last, while it waits for the end of the turn."""
         return self._batch[-1] if self._batch else None
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether this is in the midst of a flush or of the carrier's work, as in a finalizer.
+
+        Nothing can be waited for there: what one sends would leave too late, and what comes for others could be lost.
+        """
+        return self._is_flushing or (self.carrier is not None and self.carrier.is_interrupted)
 
     @property
     def has_unsent(self) -> bool:
@@ -162,14 +173,14 @@ class Link(ABC):
         In the midst of another flush, as by a finalizer, it is left to that one.
         """
         self._is_held = False
-        if not self._batch or self.is_flushing:
+        if not self._batch or self._is_flushing:
             return
         try:
-            self.is_flushing = True
+            self._is_flushing = True
             while self._batch and self.state is _OPEN:
                 self._write_batch()
         finally:
-            self.is_flushing = False
+            self._is_flushing = False
 
     def _write_batch(self) -> None:
         nothing: list[Any] = []
@@ -364,16 +375,17 @@ class Link(ABC):
 def wait_for(links: Iterable[Link]) -> None:
     """Block until something has arrived on one of the links, or shortly, and have all links do what they can.
 
-    For those who must wait while the loop cannot turn. Receivers are called as ever. Raises RuntimeError in the midst
-    of a flush of one of them, as in a finalizer: what is sent there leaves only after that.
+    For those who must wait while the loop cannot turn. Receivers are called as ever. Raises RuntimeError where one of
+    them is interrupted.
     """
     polling = select.poll()
     ready = False
     links = [link for link in links if link.state is not LinkState.NEW]
     for link in links:
-        if link.is_flushing:
+        if link.is_interrupted:
             raise RuntimeError(
-                f"nothing can be waited for by a finalizer or signal handler in the midst of writing to {link.name}"
+                "nothing can be waited for by a finalizer or signal handler in the midst of writing to "
+                f"{link.name} or of work with shared memory"
             )
     for link in links:
         link.flush()

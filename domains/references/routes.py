@@ -179,7 +179,7 @@ class Routes(ABC):
             waiting = self._seeking[message.to] = []
             self._meetings.seek(message.to)
         waiting.append((message, buffers, holds))
-        if asyncio._get_running_loop() is None and not self._is_writing:
+        if asyncio._get_running_loop() is None and not self._is_interrupted:
             self._push(message.to)
 
     def _push(self, address: int) -> None:
@@ -313,7 +313,7 @@ class Routes(ABC):
         """Let this domain wait, in the middle of a fiber's turn, until something has arrived, and handle that.
 
         What is handled never runs a fiber. Raises DomainDied when nothing can come from that home any more, and
-        RuntimeError where a message is being written.
+        RuntimeError where a message is being written, or in the midst of work with shared memory.
         """
         route = self._routes.get(home, self._parent)
         if route is None or not route.link.is_open:
@@ -336,11 +336,11 @@ class Routes(ABC):
 
         That is where finalizers may be called.
         """
-        if self._is_pumping or not self.is_own_thread or self._is_writing:
+        if self._is_pumping or not self.is_own_thread or self._is_interrupted:
             return False
         loop = asyncio._get_running_loop()
         return loop is None or asyncio.current_task(loop) is not None
 
     @property
-    def _is_writing(self) -> bool:
-        return any(conversation.link.is_flushing for conversation in self._conversations)
+    def _is_interrupted(self) -> bool:
+        return any(conversation.link.is_interrupted for conversation in self._conversations)

@@ -488,7 +488,7 @@ def test_a_finalizer_in_the_midst_of_a_change_finds_no_room(make_arena):
 
     def finalize():
         (sent,) = arena.lend([shared.toreadonly()], "link")
-        seen.append((arena._is_busy(), arena.keep([bytes(MB)]), arena.holds(shared), len(sent)))
+        seen.append((arena.is_busy, arena.keep([bytes(MB)]), arena.holds(shared), len(sent)))
 
     shared = arena.allocate_shared(MB)
     values = numpy.frombuffer(shared, numpy.uint8)

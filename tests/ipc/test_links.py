@@ -13,7 +13,10 @@ import pytest
 
 from domains import Cancelled, ConnectionLost
 from domains.ipc import link as link_module
+from domains.ipc.arena import Arena
+from domains.ipc.carrier import ArenaUse
 from domains.ipc.link import HIGH_WATER_BYTES, Link, LinkState, wait_for
+from domains.ipc.segment_pool import SegmentPool
 from domains.scheduler.run import new_event_loop
 
 from .links import KINDS, AnyCodec, Recorder, turns
@@ -141,6 +144,8 @@ def test_what_is_sent_in_one_turn_is_one_frame(run):
 
 class NoMemory:
     """A carrier where memory has run out."""
+
+    is_interrupted = False
 
     def outgoing(self, buffers):
         raise MemoryError
@@ -280,6 +285,39 @@ def test_what_is_sent_and_flushed_in_the_midst_of_a_flush_follows_it(run):
         await close_both(one, first, other, second)
 
     one = None
+    run(main)
+
+
+def test_a_finalizer_in_the_midst_of_work_with_shared_memory_takes_nothing_that_came_for_others(run, monkeypatch):
+    take, seen = SegmentPool.take, []
+
+    def finalize():
+        with pytest.raises(RuntimeError, match="shared memory"):
+            wait_for([one])
+        seen.append(list(first.messages))
+
+    def take_later(pool, size):
+        monkeypatch.setattr(SegmentPool, "take", take)
+        finalize()
+        return take(pool, size)
+
+    async def main(kind):
+        nonlocal one, first
+        one, first, other, second = kind.started_pair()
+        ours, theirs = ArenaUse(Arena()), ArenaUse(Arena())
+        one.carrier, other.carrier = ours.carrier(), theirs.carrier()
+        other.send("large", [theirs.arena.keep([b"\x07" * 100_000])])
+        other.flush()
+        monkeypatch.setattr(SegmentPool, "take", take_later)
+        ours.arena.keep([b"small"])
+        await first.heard(1)
+        assert (seen, first.buffers) == ([[]], [b"\x07" * 100_000])
+        first.buffers.clear()
+        await close_both(one, first, other, second)
+        ours.close()
+        theirs.close()
+
+    one = first = None
     run(main)
 
 
