@@ -328,8 +328,9 @@ class Dispatcher:
         self._is_dealing = True
         try:
             available = [m for m in self._members if m.serves and not self._is_congested(m)]
+            self._make_way()
             while available and self._deal(available, exhausted):
-                pass
+                self._make_way()
             for member in available:
                 if member.batch:
                     self._send(member)
@@ -342,8 +343,15 @@ class Dispatcher:
         if queue.waiting and all(member.load >= FULL_WEIGHT for member in available):
             self._members.grow(queue.waiting)
 
+    def _make_way(self) -> None:
+        """Take back what was sent ahead if something more urgent waits, also if it is for want of room to offer it."""
+        first = next(self._queue.in_turn(), None)
+        if first is not None and first.priority > self._sent_priority:
+            self._sent_priority = first.priority
+            self._take_back_where(lambda m: m.jobs > 1)  # also what might start, but waits behind a plain job
+
     def _deal(self, available: list[Member], exhausted: list[Member]) -> bool:
-        """Choose who gets the next jobs, as far as it is time for them. True if that has to be begun anew.
+        """Choose who gets the next jobs, as far as it is time for them. True if something more urgent came.
 
         The least loaded gets the next job. What is only sent ahead is dealt by the hand, for it may be taken back.
         """
@@ -353,9 +361,7 @@ class Dispatcher:
         member = available[0]
         for job in self._queue.in_turn():
             if job.priority > self._sent_priority:
-                self._sent_priority = job.priority
-                self._take_back_where(lambda m: m.jobs > 1)  # also what might start, but waits behind a plain job
-                return True
+                return True  # it was pushed meanwhile
             weight = job.weight
             if not in_hand or not FULL_WEIGHT <= member.load < FULL_WEIGHT + ahead * weight:
                 if not available:

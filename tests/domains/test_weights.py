@@ -179,6 +179,36 @@ def test_more_light_jobs_than_can_be_offered_at_a_time_all_run_together(tmp_path
     assert (stats.queued, stats.running, stats.weight) == (0, 0, 0.0)
 
 
+def _place():
+    _log.append(("begin", len(_log)))
+    return len(_log)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_a_higher_priority_starts_first_though_no_more_can_be_offered(weight, tmp_path):  # S64
+    begin, fifo = tmp_path / "begin", str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            (member,) = pool._dispatch._members
+            fcntl.fcntl(member.handle.claims._writing, fcntl.F_SETPIPE_SZ, 4096)
+            pool.submit_fork(sw, _be_busy, begin, fifo, weight=0.0)
+            while not begin.exists():
+                await asyncio.sleep(0.001)
+            for _ in range(600):
+                pool.submit_fork(sw, _place, weight=0.00001)
+            await domains.fiber.yield_now()
+            assert pool.stats().queued
+            urgent = sw.fork_promise(lambda: pool.submit(_place, weight=weight, priority=1))
+            for _ in range(10):  # in the second turn the others are taken back, and soon after it is sent
+                await asyncio.sleep(0)
+            os.close(os.open(fifo, os.O_WRONLY))
+            return await urgent
+
+    assert domains.run(main) == 1
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_jobs_sent_ahead_to_a_domain_that_dies_are_run_elsewhere(link, count):
     async def main(env):
