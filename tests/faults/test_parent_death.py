@@ -121,6 +121,15 @@ def test_domains_that_ignore_signals_and_what_they_started_go_with_the_parent(li
         program.check_nothing_is_left()
 
 
+def check_it_unwinds(source, tmp_path, link):
+    with Program(source, tmp_path, link) as program:
+        assert program.hear() == "waiting"
+        program.send_signal(signal.SIGKILL)
+        program.wait()
+        assert program.hear() == "unwound"
+        program.check_nothing_is_left()
+
+
 def test_fibers_in_a_domain_unwind_when_the_parent_dies(link, tmp_path):
     source = """
     async def job():
@@ -135,12 +144,7 @@ def test_fibers_in_a_domain_unwind_when_the_parent_dies(link, tmp_path):
 
     domains.run(main, link=LINK)
     """
-    with Program(source, tmp_path, link) as program:
-        assert program.hear() == "waiting"
-        program.send_signal(signal.SIGKILL)
-        program.wait()
-        assert program.hear() == "unwound"
-        program.check_nothing_is_left()
+    check_it_unwinds(source, tmp_path, link)
 
 
 def test_a_job_that_waits_for_one_of_its_own_unwinds_when_the_parent_dies(link, tmp_path):
@@ -159,9 +163,4 @@ def test_a_job_that_waits_for_one_of_its_own_unwinds_when_the_parent_dies(link, 
 
     domains.run(main, link=LINK)
     """
-    with Program(source, tmp_path, link) as program:
-        assert program.hear() == "waiting"
-        program.send_signal(signal.SIGKILL)
-        program.wait()
-        assert program.hear() == "unwound"
-        program.check_nothing_is_left()
+    check_it_unwinds(source, tmp_path, link)

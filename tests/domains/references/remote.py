@@ -37,6 +37,18 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
+def signal_by(fifo: str) -> None:
+    """Blocks until somebody waits at the other end of a pipe with a name."""
+    with open(fifo, "w"):
+        pass
+
+
+def wait_for(fifo: str) -> None:
+    """Blocks until somebody signals by the other end of a pipe with a name."""
+    with open(fifo):
+        pass
+
+
 class Opens:
     """Is pickled, and cannot be rebuilt."""
 

@@ -32,7 +32,7 @@ from domains import (
 )
 from domains.scheduler.waiters import WaitQueue
 
-from .remote import in_pool, turns
+from .remote import in_pool, signal_by, turns, wait_for
 
 kept: list[Any] = []
 
@@ -52,8 +52,7 @@ async def let_go(go: str, done: str) -> None:
         del kept[0]
     gc.collect()
     await turns()
-    with open(done, "w"):  # noqa: ASYNC230
-        pass
+    signal_by(done)
 
 
 @pytest.mark.parametrize("raised", [None, ValueError("in the section")])
@@ -338,15 +337,9 @@ def test_a_broadcast_by_a_thread_while_a_wait_is_withdrawn_ends_no_domain(link: 
 async def ask_and_tell(stream: Stream[int], go: str) -> None:
     await turns()
     told.clear()
-    with open(go, "w"):  # noqa: ASYNC230
-        pass
+    signal_by(go)
     len(stream)
     told.append("the fiber's turn is over")
-
-
-def wait_for(fifo: str) -> None:
-    with open(fifo):
-        pass
 
 
 told: list[str] = []

@@ -32,7 +32,7 @@ from domains import (
     timeout,
 )
 
-from .remote import turns
+from .remote import signal_by, turns, wait_for
 
 kept: list[Any] = []
 
@@ -60,17 +60,6 @@ def stopped(domain: Any) -> Iterator[None]:
         yield
     finally:
         os.kill(domain.pid, signal.SIGCONT)
-
-
-def signal_by(fifo: str) -> None:
-    """Blocks until the other side is there."""
-    with open(fifo, "w"):
-        pass
-
-
-def wait_for(fifo: str) -> None:
-    with open(fifo):
-        pass
 
 
 async def link_gone(references: Any, address: int) -> None:
