@@ -64,7 +64,8 @@ thread.join()
 
 def test_a_process_forked_while_a_thread_prints_can_print():
     body = """
-import os, signal, sys, threading
+import os, signal, sys, threading, warnings
+warnings.simplefilter("ignore")  # that of a fork beside threads would be printed while the thread prints
 real, inside, go_on = os.write, threading.Event(), threading.Event()
 
 def write(descriptor, data):
