@@ -84,6 +84,9 @@ OTHER = hashlib.sha256(b"other\0").digest()
 NO_FILE = (errno.ENXIO, errno.EOPNOTSUPP)
 """What opening a socket says: the one on Linux, the other elsewhere."""
 
+VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What opening a directory says that is no more: nothing, a file or a link may stand in its place."""
+
 
 def list_tree(top: bytes, counts: Counts, files: list[File]) -> Tree | bytes:
     """List a directory and all below it; appends the files that are to be hashed."""
@@ -93,46 +96,63 @@ def list_tree(top: bytes, counts: Counts, files: list[File]) -> Tree | bytes:
     while waiting:
         siblings, name, path = waiting.pop()
         try:
-            with os.scandir(path) as listing:
-                entries = list(listing)
+            # The top may be a link, but no other directory: one that is has taken the place of what was listed.
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | (0 if siblings is above else os.O_NOFOLLOW))
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and siblings is not above:
+            if siblings is not above and error.errno in VANISHED:
                 counts.vanished += 1
             else:
                 siblings[name] = UNREADABLE
                 counts.unreadable += 1
             continue
-        counts.directories += 1
-        found: Entries = {}
-        siblings[name] = Tree(found)
-        for entry in entries:
-            try:
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    waiting.append((found, entry.name, entry.path))
-                elif stat.S_ISREG(status.st_mode):
-                    found[entry.name] = None
-                    files.append(File(entry.path, status.st_size))
-                elif stat.S_ISLNK(status.st_mode):
-                    found[entry.name] = hashlib.sha256(b"link\0" + os.readlink(entry.path)).digest()
-                    counts.links += 1
-                else:
-                    found[entry.name] = OTHER
-                    counts.others += 1
-            except FileNotFoundError:
-                counts.vanished += 1
-            except OSError:
-                found[entry.name] = UNREADABLE
-                counts.unreadable += 1
+        try:
+            found: Entries = {}
+            for name_below in list_directory(descriptor, path, found, counts, files):
+                waiting.append((found, name_below, os.path.join(path, name_below)))
+            siblings[name] = Tree(found)
+            counts.directories += 1
+        except OSError:
+            siblings[name] = UNREADABLE
+            counts.unreadable += 1
+        finally:
+            os.close(descriptor)
     tree = above[top]
     assert tree is not None
     return tree
 
 
+def list_directory(descriptor: int, path: bytes, found: Entries, counts: Counts, files: list[File]) -> list[bytes]:
+    """Put what is in an open directory into `found`, but for directories, whose names are returned."""
+    with os.scandir(descriptor) as listing:
+        entries = list(listing)
+    directories = []
+    for entry in entries:
+        name = os.fsencode(entry.name)
+        try:
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                directories.append(name)
+            elif stat.S_ISREG(status.st_mode):
+                found[name] = None
+                files.append(File(os.path.join(path, name), status.st_size))
+            elif stat.S_ISLNK(status.st_mode):
+                found[name] = hashlib.sha256(b"link\0" + os.readlink(name, dir_fd=descriptor)).digest()
+                counts.links += 1
+            else:
+                found[name] = OTHER
+                counts.others += 1
+        except FileNotFoundError:
+            counts.vanished += 1
+        except OSError:
+            found[name] = UNREADABLE
+            counts.unreadable += 1
+    return directories
+
+
 def hash_file(path: bytes) -> tuple[bytes | None, int]:
     """A file's hash and how much was read: None for one that has vanished, UNREADABLE for one that refuses.
 
-    OTHER for what took its place after it was listed, and is none.
+    For what took its place after it was listed: OTHER for a socket, a FIFO or a device, else UNREADABLE.
     """
     hasher = hashlib.sha256(b"file\0")
     read = 0
@@ -143,7 +163,7 @@ def hash_file(path: bytes) -> tuple[bytes | None, int]:
             while piece := file.read(PIECE_BYTES):
                 hasher.update(piece)
                 read += len(piece)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None, 0
     except OSError as error:
         return (OTHER if error.errno in NO_FILE else UNREADABLE), read
@@ -152,7 +172,10 @@ def hash_file(path: bytes) -> tuple[bytes | None, int]:
 
 def open_itself(path: str | bytes, flags: int) -> int:
     """Not what a link leads to, and without waiting, should it be a FIFO, for somebody to write to it."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except BlockingIOError:  # it is a file on which somebody has a lease, who is asked for it now
+        return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def hash_files(paths: list[bytes]) -> list[tuple[bytes | None, int]]:

@@ -245,23 +245,63 @@ def test_a_file_that_vanishes_is_as_if_it_had_never_been(merkle: ModuleType, tmp
     assert summary.vanished == 1
 
 
+@pytest.mark.parametrize("instead", ["nothing", "a file", "a link"])
 def test_a_directory_that_vanishes_is_as_if_it_had_never_been(
-    merkle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    merkle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instead: str
 ) -> None:
-    write(tmp_path / "stays" / "file", b"content")
-    expected = summary_of(merkle, tmp_path).root
-    (tmp_path / "vanishes").mkdir()
-    scandir = os.scandir
+    write(tmp_path / "tree" / "stays" / "file", b"content")
+    write(tmp_path / "elsewhere" / "file", b"content")
+    expected = summary_of(merkle, tmp_path / "tree").root
+    vanishes = tmp_path / "tree" / "vanishes"
+    vanishes.mkdir()
+    real_open = os.open
 
-    def vanish_first(path: bytes) -> Any:
-        if path == bytes(tmp_path / "vanishes"):
-            os.rmdir(path)
-        return scandir(path)
+    def vanish_first(path: bytes, *arguments: Any, **keywords: Any) -> int:
+        if path == bytes(vanishes):
+            vanishes.rmdir()
+            if instead == "a file":
+                vanishes.touch()
+            elif instead == "a link":
+                vanishes.symlink_to("../elsewhere")
+        return real_open(path, *arguments, **keywords)
 
-    monkeypatch.setattr(os, "scandir", vanish_first)
-    summary = summary_of(merkle, tmp_path)
+    monkeypatch.setattr(os, "open", vanish_first)
+    summary = summary_of(merkle, tmp_path / "tree")
     assert summary.root == expected
     assert (summary.directories, summary.unreadable, summary.vanished) == (2, 0, 1)
+
+
+def test_the_files_of_a_directory_that_a_file_replaces_have_vanished(merkle: ModuleType, tmp_path: Path) -> None:
+    write(tmp_path / "directory" / "file", b"content")
+
+    def replace() -> None:
+        (tmp_path / "directory" / "file").unlink()
+        (tmp_path / "directory").rmdir()
+        (tmp_path / "directory").touch()
+
+    once_listed(merkle, replace)
+    summary = summary_of(merkle, tmp_path)
+    assert (summary.files, summary.unreadable, summary.vanished) == (0, 0, 1)
+
+
+LEASE = """
+import fcntl, os, signal, sys
+file = os.open(sys.argv[1], os.O_RDWR)
+signal.signal(signal.SIGIO, lambda *_: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK))
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("leased", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="leases are Linux's")
+def test_a_file_that_a_file_server_has_a_lease_on_is_read(merkle: ModuleType, tmp_path: Path) -> None:
+    write(tmp_path / "file", b"content")
+    command = [sys.executable, "-c", LEASE, str(tmp_path / "file")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"leased\n"
+        assert merkle.hash_file(bytes(tmp_path / "file")) == (sequential_root(bytes(tmp_path / "file")), 7)
 
 
 def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
