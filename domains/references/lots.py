@@ -21,7 +21,7 @@ _PAUSE = 32
 class Taker:
     """The home's account of one domain that takes from a stream. Idle -> Lent(lot) -> Idle ...."""
 
-    __slots__ = ("_appetite", "_ended", "_items", "_lot", "sender", "tally")
+    __slots__ = ("_appetite", "_ended", "_ended_before", "_items", "_lot", "sender", "tally")
 
     def __init__(self, sender: int) -> None:
         """Raises OSError where there is no shared memory."""
@@ -31,6 +31,9 @@ class Taker:
         self._lot = 0
         self._items: Sequence[Any] = ()
         self._ended = (0, 0)  # the latest lot that is over, and how many of its items were taken
+        self._ended_before = (0, 0)
+        """The one before. A take that is answered with a large item is answered before its lot comes, and the next one
+        may ask for a lot by then: so claims of two lots can be unsettled, and of no more."""
 
     def appetite(self) -> int:
         """How many items to lend it now; none for so many takes as it is below zero."""
@@ -57,7 +60,7 @@ class Taker:
     def take_back(self) -> Sequence[Any]:
         """Close the lot; returns what was not taken."""
         taken = self.tally.close()
-        self._ended = self._lot, taken
+        self._ended, self._ended_before = (self._lot, taken), self._ended
         left, self._items = self._items[taken:], ()
         if taken:
             self._appetite = min(taken if left else 2 * taken, _MOST_LENT)
@@ -66,8 +69,8 @@ class Taker:
         return left
 
     def has_taken(self, lot: int, count: int) -> bool:
-        """Whether the claim that made it so many came in time: the lot is over by now, and no other was opened."""
-        ended, taken = self._ended
+        """Whether the claim that made it so many came in time: the lot is over by now."""
+        ended, taken = self._ended if lot == self._ended[0] else self._ended_before
         assert lot == ended
         return count <= taken
 

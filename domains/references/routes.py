@@ -119,8 +119,11 @@ class Routes(ABC):
         """Have messages of this type that are for this domain handled; others are passed on."""
 
         def receive(message: Any, buffers: Buffers) -> None:
-            if message.sender != self.address:  # else it comes back from where nobody knows whom it is for any more
-                self._routes.setdefault(message.sender, conversation)
+            sender = message.sender
+            # It may come back from where nobody knows whom it is for any more; and what waits for a way must not be
+            # overtaken by what is sent from now on.
+            if sender != self.address and sender not in self._seeking:
+                self._routes.setdefault(sender, conversation)
             if message.to == self.address:
                 handler(message, buffers)
             else:

@@ -12,6 +12,7 @@ import numpy
 import pytest
 
 from domains import Closed, DomainDied, Stream, Switch, fiber, move_on_after, timeout
+from domains.references.lots import Taker
 
 from . import moments
 from .remote import Opens, in_pool
@@ -373,3 +374,15 @@ def test_an_item_that_cannot_travel_fails_the_take_that_would_have_had_it(link: 
             await domain.call(forget)
 
     in_pool(main, link)
+
+
+def test_a_claim_of_the_lot_before_the_latest_is_settled() -> None:
+    """A large item is on its way before the lot that is lent with it, and the next take may ask for another lot."""
+    taker = Taker(1)
+    first = taker.lend(["a", "b"])
+    taker.tally.claim(first, 1)
+    assert list(taker.take_back()) == ["b"]
+    second = taker.lend(["b"])
+    assert list(taker.take_back()) == ["b"]
+    assert [taker.has_taken(first, 1), taker.has_taken(first, 2), taker.has_taken(second, 1)] == [True, False, False]
+    taker.tally.release()

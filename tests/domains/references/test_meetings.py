@@ -6,6 +6,7 @@ import gc
 import os
 import resource
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from domains.references import routes
 from domains.references.meetings import Meetings
 
 from . import moments
-from .remote import in_pool, turns
+from .remote import in_pool, signal_by, turns, wait_for
 
 
 async def make_stream_and_echo(streams: Resolver[Any]) -> None:
@@ -303,3 +304,59 @@ def test_whoever_uses_what_is_behind_a_direct_link_that_was_cut_is_told(link: st
             return await user.call(ask_again, stream)
 
     assert domains.run(main, link=link) == "lost"
+
+
+async def nephew(made: Resolver[Stream[int]], go: Promise[Stream[Any]]) -> list[int]:
+    mine: Stream[int] = Stream(10)
+    made.resolve(mine)
+    await (await go).add("hello")
+    return [await mine.take(), await mine.take()]
+
+
+async def hand_on_nephew(manager: Any, to_uncle: Stream[Any], ready: Resolver[None], go: Promise[None]) -> list[int]:
+    async with manager.spawn() as domain, Switch() as switch:
+        made: Promise[Stream[int]]
+        made, make = Promise.create()
+        tell, told = Promise[Stream[Any]].create()
+        ends = switch.fork_promise(domain.call, nephew, make, tell)
+        stream = await made
+        await to_uncle.add("warm")  # so that there is a direct link
+        ready.resolve(None)
+        await go
+        await to_uncle.add(stream)
+        told.resolve(to_uncle)
+        return await ends
+
+
+async def uncle(made: Resolver[Stream[Any]], done: str) -> None:
+    inbox: Stream[Any] = Stream(10)
+    made.resolve(inbox)
+    assert await inbox.take() == "warm"
+    stream = await inbox.take()
+    async with Switch() as switch:
+        switch.fork(stream.add, 1)  # waits for a way to the nephew: their common relative is busy
+        assert await inbox.take() == "hello"
+        switch.fork(stream.add, 2)
+        await turns()
+        signal_by(done)
+
+
+def test_nothing_overtakes_what_waits_for_a_way(link: str, tmp_path: Path) -> None:  # S71
+    done = str(tmp_path / "done")
+    os.mkfifo(done)
+
+    async def main(env: domains.Environment) -> list[int]:
+        made: Promise[Stream[Any]]
+        made, make = Promise.create()
+        ready, resolve_ready = Promise[None].create()
+        go, resolve_go = Promise[None].create()
+        async with env.domain_mgr.spawn() as b, env.domain_mgr.spawn() as a, Switch() as switch:
+            switch.fork(b.call, uncle, make, done)
+            items = switch.fork_promise(a.call, hand_on_nephew, env.domain_mgr, await made, resolve_ready, go)
+            await ready
+            resolve_go.resolve(None)
+            await turns()
+            wait_for(done)  # and nothing else
+            return await items
+
+    assert domains.run(main, link=link) == [1, 2]
