@@ -154,7 +154,8 @@ class NotPicklable(DomainsError, TypeError):
 def copy_of(error: E) -> E:
     """The same error for one more to raise: its traceback, context and notes are then nobody else's."""
     another = copy.copy(error)
-    another.__cause__ = error.__cause__
+    if error.__cause__ is not None:  # to say that there is none would hide the context
+        another.__cause__ = error.__cause__
     if (notes := getattr(error, "__notes__", None)) is not None:
         another.__notes__ = list(notes)
     return another

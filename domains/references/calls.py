@@ -16,11 +16,10 @@ import itertools
 import logging
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
-from copy import copy
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from domains.conversation import Buffers, Conversation
-from domains.errors import Cancelled, DomainsError, NotPicklable
+from domains.errors import Cancelled, DomainsError, NotPicklable, copy_of
 from domains.failures import pack_failure, unpack_failure
 from domains.identity import current
 from domains.protocol import CallAnswered, CallObject, TellObject, WithdrawCall
@@ -274,7 +273,7 @@ class Calls:
         for number, call in list(self._pending.items()):
             if call.home == home:
                 del self._pending[number]
-                call.answered(Raised(copy(error), None))
+                call.answered(Raised(copy_of(error), None))
 
     # At home
 

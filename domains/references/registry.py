@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from copy import copy
 from typing import Any, Protocol
 
 from domains.conversation import Buffers, Conversation
-from domains.errors import Cancelled, ConnectionLost, DomainsError
+from domains.errors import Cancelled, ConnectionLost, DomainsError, copy_of
 from domains.identity import current
 from domains.ipc.pickling import Memory
 from domains.ipc.segments import random_number
@@ -184,7 +183,7 @@ class References(Routes):
         def dropped(found: weakref.ref[Any]) -> None:
             # Called by the garbage collector, in whichever thread it runs.
             try:
-                self._loop.call_soon_threadsafe(self._dropped, home, number, found)
+                self.call_on_own_thread(self._dropped, home, number, found)
             except RuntimeError:
                 return  # the loop is closed, and the link with it
 
@@ -215,7 +214,7 @@ class References(Routes):
         for (address, _), found in list(self._imports.items()):
             reference = found() if address == home else None
             if reference is not None:
-                reference.home_gone(copy(error))  # each raises its own: a shared one would keep all their frames
+                reference.home_gone(copy_of(error))  # each raises its own: a shared one would keep all their frames
         self.calls.home_gone(home, error)
         # Nobody is left to say that these have arrived.
         self.discharge(

@@ -13,11 +13,10 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from copy import copy
 from typing import Any
 
 from domains.conversation import Buffers, Conversation
-from domains.errors import ConnectionLost, DomainDied, DomainsError
+from domains.errors import ConnectionLost, DomainDied, DomainsError, copy_of
 from domains.failures import pack_failure, unpack_failure
 from domains.identity import current
 from domains.ipc.carrier import ArenaUse
@@ -280,7 +279,7 @@ class Routes(ABC):
         error = self._unreachable.get(address)
         if error is None:
             return DomainDied("that an object had its home in", what="or cannot be reached any more")
-        return copy(error)  # each raises its own: a shared one would keep all their frames
+        return copy_of(error)  # each raises its own: a shared one would keep all their frames
 
     def _answer_gone(self, message: Any) -> None:
         error = self._why_unreachable(message.to)

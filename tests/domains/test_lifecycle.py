@@ -282,6 +282,7 @@ def test_a_copy_of_an_error_has_notes_of_its_own():
     error.add_note("seen by all")
     copy_of(error).add_note("seen by one")
     assert error.__notes__ == ["seen by all"]
+    assert not copy_of(error).__suppress_context__
 
 
 def test_a_pool_that_is_tied_to_a_switch_ends_with_it(link):
