@@ -123,10 +123,12 @@ class FunctionCatalogue:
         return function
 
     def _add_bound(self, f: Callable[..., Any], is_async: bool) -> Function:
-        """What calls this function with what a partial adds, which goes with each job."""
+        """What calls this function with what a partial adds; or what calls it, if it is to go with each job itself."""
         inner = self.add(f)
+        if inner.passed is not None:
+            return inner
         bound = self._bound.get(inner.number)
-        if bound is None or inner.passed is not None:
+        if bound is None:
             bound = self.add(functools.partial(call_bound_async if is_async else call_bound, f))
             self._bound[inner.number] = bound
             if len(self._bound) > _MOST_KNOWN:

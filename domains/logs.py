@@ -126,7 +126,8 @@ class _Forwarder(logging.Handler):
         try:
             packed = self._pack(record)
             if threading.get_ident() == self._thread:
-                self._send_waiting()
+                if self._waiting:
+                    self._send_waiting()
                 self._send(packed)
             else:
                 self._keep(packed)

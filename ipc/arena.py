@@ -211,10 +211,7 @@ class Arena:
             return self._not_lent(buffer)
         index, generation = cell
         for loan in segment.loans_at(start):
-            memory = loan()  # held while it is marked, lest its end be overwritten
-            if memory is not None:
-                loan.cells.pass_on(loan.index)
-            del memory
+            loan.pass_on()
         self._leases[index] = _Lease(view, segment, start, link)
         lease = _LEASE.pack(index, generation, start, view.nbytes, not view.readonly, self.has_shared)
         return b"".join((_MAGIC, segment.memory.location, cells.segment.location, lease))
@@ -435,11 +432,7 @@ class Arena:
                     block.copied = True
             for segment in *self._own.segments, *self._foreign.values():
                 for loan in segment.all_loans():
-                    memory = loan()  # held while it is marked, lest its end be overwritten
-                    if memory is not None:
-                        loan.cells.pass_on(loan.index)
-                        loan.abandoned = True
-                    del memory
+                    loan.pass_on(abandon=True)
 
     def _give_up_idle(self, seconds: float) -> None:
         self._own.drop_idle(seconds)

@@ -52,6 +52,13 @@ class Loan(Part):
     cells: Cells
     index: int
 
+    def pass_on(self, *, abandon: bool = False) -> None:
+        """Its view is handed on, or, to `abandon` it, to one who never says when it lets go of it."""
+        memory = self()  # held while it is marked, lest its end be overwritten
+        if memory is not None:
+            self.cells.pass_on(self.index)
+            self.abandoned |= abandon
+
 
 def _ended(part: Any) -> None:
     # A forked copy of this process has copies of its views, and no say in when they end.

@@ -32,15 +32,6 @@ def working_directory() -> str:
         return "/"
 
 
-def _directory_to_start_in() -> str | None:
-    """None for this process's own, which it may not be allowed to enter by its path. Python needs one that is there."""
-    try:
-        os.getcwd()
-    except OSError:
-        return "/"
-    return None
-
-
 def environment() -> dict[bytes, bytes]:
     """This process's variables; other threads may be deleting some meanwhile."""
     return {name: value for name in os.environb if (value := os.environb.get(name)) is not None}
@@ -98,7 +89,8 @@ class LauncherProcess:
                     ",".join("" if descriptor is None else str(descriptor) for descriptor in descriptors),
                     *import_path(),
                 ],
-                cwd=_directory_to_start_in(),
+                # Not entered by its path, which may not be allowed; but Python does not start where there is none.
+                cwd="/" if working_directory() == "/" else None,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[descriptor for descriptor in descriptors if descriptor is not None],
                 start_new_session=True,  # the terminal's Ctrl-C is for the parent, which tells the domains

@@ -297,8 +297,8 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         dispatch = self._dispatch
         if dispatch is None:
             raise Closed(_NOT_OPEN_YET)
-        if dispatch.refusal is not None:
-            raise dispatch.refusal
+        if (refusal := dispatch.refusal) is not None:
+            raise refusal
         return dispatch
 
     def _open_within(self) -> Dispatcher:
@@ -306,6 +306,6 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         if self._dispatch is None:
             raise Closed(_NOT_OPEN_YET)  # it may be handed to other domains before it is entered
         dispatch = self._at_home()
-        if dispatch.closed is not None:
-            raise dispatch.closed
+        if (closed := dispatch.closed) is not None:
+            raise closed
         return dispatch

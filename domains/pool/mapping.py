@@ -149,8 +149,8 @@ async def _map(
                 group = source.take(1 if function.is_async or unfinished < 2 * dispatch.size else most, most, room)
                 if not group:
                     break
-                if dispatch.refusal is not None:
-                    raise dispatch.refusal
+                if (refusal := dispatch.refusal) is not None:
+                    raise refusal
                 job = _job_for(function, group, read, references, weight, dispatch)
                 dispatch.push(job)
                 dispatch.count_items(len(group) - 1, 0)
