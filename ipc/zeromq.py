@@ -48,6 +48,9 @@ _SETTLING_SECONDS = 0.05
 """After a disconnection ZeroMQ's thread may still be handing over what had come before it."""
 
 _HANDSHAKE_MS = 10_000
+_RECONNECT_MS = 3_600_000
+"""Longer than a link outlives its connection. Told not to reconnect, libzmq drops what has come and was not read."""
+
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -80,7 +83,7 @@ class ZeroMQContext:
         made.sndhwm = made.rcvhwm = _FRAMES_IN_QUEUE
         made.linger = 0
         made.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
-        made.setsockopt(zmq.RECONNECT_IVL, -1)
+        made.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         return made
 
     def allow(self, endpoint: bytes, client_public: bytes) -> None:
@@ -351,7 +354,7 @@ class ZeroMQLink(Link):
             if self._endpoint.startswith(b"ipc://"):
                 with contextlib.suppress(OSError):  # ZeroMQ leaves the name behind
                     os.unlink(self._endpoint.removeprefix(b"ipc://"))
-        orderly = not self._outgoing
+        orderly = not self._outgoing and self._connections  # else there is nobody to deliver the last frames to
         self._outgoing.clear()
         if not self._socket.closed:
             self._socket.disable_monitor()

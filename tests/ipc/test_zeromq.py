@@ -501,3 +501,36 @@ signal.pause()  # it goes on reading nothing
         await recorder.gone()
 
     run(main)
+
+
+def _tells(connection, meanwhile=lambda: None):
+    """Wait until a socket's descriptor tells of something, and leave it to the loop to take note."""
+    polling = select.poll()
+    polling.register(connection.fileno(), select.POLLIN)
+    for _ in range(1000):
+        if polling.poll(10):
+            return True
+        meanwhile()
+    return False
+
+
+@pytest.mark.parametrize("who_reads", ["bound", "connected"])
+def test_what_has_come_is_heard_though_the_peer_has_ended_before_it_was_read(who_reads):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        one.send("in")
+        other.send("in")
+        await first.heard(1)
+        await second.heard(1)
+        (sender, reader, recorder) = (other, one, first) if who_reads == "bound" else (one, other, second)
+        await turns(3)
+        sender.send("last words")
+        sender.flush()
+        assert _tells(reader._socket)  # the loop does not turn: this is one long step
+        sender.abort(None)
+        assert _tells(reader._monitor, kind.context.check_keys)  # both ends are here: the gate lets go of the sender's
+        time.sleep(0.05)  # noqa: ASYNC251  # ZeroMQ's thread tells of the disconnection, then acts on it
+        assert isinstance(await recorder.gone(), ConnectionLost)
+        assert recorder.messages == ["in", "last words"]
+
+    run(main)
