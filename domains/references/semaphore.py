@@ -63,6 +63,7 @@ class SemaphoreKind(Kind):
         return SemaphoreReference(references, home, number, label)
 
     def domain_gone(self, export: Export, sender: int, error: DomainsError) -> None:
+        _forget_released(export, export.target._value)
         for _ in range(export.held.pop(sender, 0)):
             with contextlib.suppress(ValueError):  # somebody else has released it in its stead
                 export.target.release()
@@ -87,6 +88,7 @@ def _grant(served: Served) -> bool:
     if not served.resume(None):
         return False
     held = served.export.held
+    _forget_released(served.export, served.export.target._value + 1)
     held[served.sender] = held.get(served.sender, 0) + 1
     return True
 
@@ -110,6 +112,21 @@ def _release_too_many(semaphore: Semaphore, served: Served) -> None:
 def _release(export: Export, sender: int) -> None:
     _give_back(export, sender)
     export.target.release()
+
+
+def _forget_released(export: Export, free: int) -> None:
+    """Where somebody has released a permit in its holder's stead, it does not come back once more when that ends.
+
+    Which holder's it was can be told only where there is one.
+    """
+    limit = export.target._limit
+    if limit is not None and len(export.held) == 1:
+        ((sender, held),) = export.held.items()
+        still = min(held, limit - free)
+        if still:
+            export.held[sender] = still
+        else:
+            del export.held[sender]
 
 
 def _give_back(export: Export, sender: int) -> None:

@@ -78,6 +78,33 @@ def test_a_permit_that_was_released_in_its_stead_is_not_released_when_its_domain
     in_pool(main, link)
 
 
+@pytest.mark.parametrize("taken", ["before", "after"])
+def test_a_permit_released_in_its_stead_that_another_took_does_not_come_back_twice(
+    link: str, taken: str
+) -> None:  # S50
+    async def main(pool: Any) -> None:
+        semaphore = Semaphore(1)
+        async with pool._manager.spawn() as domain, pool._manager.spawn() as other, Switch() as switch:
+            await domain.call(acquire, semaphore)
+            if taken == "before":
+                switch.fork(other.call, acquire, semaphore)
+                while not semaphore._waiters:
+                    await fiber.yield_now()
+                semaphore.release()
+            else:
+                semaphore.release()
+                await other.call(acquire, semaphore)
+            os.kill(domain.pid, signal.SIGKILL)
+            with pytest.raises(DomainDied):
+                await domain.call(fiber.await_cancel)
+            assert semaphore.value == 0
+            await other.call(release_kept)
+            await other.call(forget)
+        assert semaphore.value == 1
+
+    in_pool(main, link)
+
+
 @pytest.mark.parametrize("last", [forget, release_kept])
 def test_a_permit_that_was_released_in_its_stead_leaves_the_domain_alive(link: str, last: Any) -> None:  # S50
     async def main(pool: Any) -> None:
