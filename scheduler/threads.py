@@ -63,10 +63,12 @@ async def run_in_thread(f: Callable[[*Ts], T], *args: *Ts, cancellable: bool = F
         promise: Promise[T]
         promise, resolver = Promise.create(getattr(f, "__name__", None))
         call = functools.partial(contextvars.copy_context().run, f, *args)
+        thread = CallThread(call, loop, calls.permits, resolver)
         try:
-            CallThread(call, loop, calls.permits, resolver).start()
-        except BaseException:  # RuntimeError: the system gives no more threads
-            calls.permits.release()
+            thread.start()
+        except BaseException:  # RuntimeError: the system gives no more threads; or a signal's, though there is one
+            if thread.claim() is not None:
+                calls.permits.release()
             raise
         return await promise if cancellable else await _outcome(promise, f)
     finally:
@@ -101,14 +103,22 @@ class CallThread(threading.Thread):
         super().__init__(name=f"run_in_thread {resolver.promise.label}", daemon=True)
         self.is_over = False
         """Whether the call has returned: then nothing comes from here but the outcome."""
-        self._call: Callable[[], Any] | None = call
+        self._call = [call]
         self._loop = loop
         self._permits = permits
         self._resolver = resolver
 
+    def claim(self) -> Callable[[], Any] | None:
+        """The call, for one who makes it or gives it up: from then on it is theirs to give the permit back."""
+        try:
+            return self._call.pop()
+        except IndexError:
+            return None
+
     def run(self) -> None:
-        call, self._call = self._call, None
-        assert call is not None
+        call = self.claim()
+        if call is None:
+            return  # given up as it was started
         try:
             value = call()
         except BaseException as error:

@@ -23,7 +23,7 @@ from domains import (
     timeout,
 )
 from domains.scheduler.clock import sleep
-from domains.scheduler.threads import THREADS_AT_ONCE
+from domains.scheduler.threads import THREADS_AT_ONCE, CallThread, _calls
 
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 
@@ -239,6 +239,31 @@ def test_a_call_that_waits_for_a_thread_is_just_cancelled(run: Run) -> None:
         return calls
 
     assert run(main) == ["called"]
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_a_start_that_is_interrupted_gives_its_permit_back_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, started: bool
+) -> None:
+    start = CallThread.start
+    ended = threading.Event()
+
+    def interrupted(thread: CallThread) -> None:
+        if started:
+            start(thread)
+            assert ended.wait(PATIENCE_SECONDS)
+            thread.join()
+        raise KeyboardInterrupt("as it started")
+
+    async def main() -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(CallThread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt, match="as it started"):
+                await run_in_thread(ended.set)
+        await run_in_thread(int)
+        return _calls[asyncio.get_running_loop()].permits.value
+
+    assert run(main) == THREADS_AT_ONCE
 
 
 def test_of_eight_threads_that_resolve_one_promise_exactly_one_does(run: Run) -> None:  # S34
