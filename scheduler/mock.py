@@ -144,15 +144,22 @@ def run_mock(main: Callable[[], Awaitable[T]]) -> T:
 
     All else is as for `run`, signals included.
     """
-    loop = MockLoop()
+    loop: MockLoop | None = None
+
+    def open_loop() -> MockLoop:
+        nonlocal loop
+        loop = MockLoop()
+        return loop
+
     try:
-        result = run(main, loop_factory=lambda: loop)
+        result = run(main, loop_factory=open_loop)
     except Deadlock:
         raise
     except BaseException as error:
-        if loop.deadlock is None:
+        if loop is None or loop.deadlock is None:
             raise
         raise loop.deadlock from (None if isinstance(error, asyncio.CancelledError) else error)
+    assert loop is not None
     if loop.deadlock is not None:
         raise loop.deadlock
     return result

@@ -225,6 +225,12 @@ async def test_there_are_no_other_domains_in_virtual_time(env: Environment) -> N
         await env.domain_mgr.run(print)
 
 
+async def test_a_run_within_a_run_is_refused_before_a_loop_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domains.scheduler.mock.MockLoop", None)
+    with pytest.raises(RuntimeError, match="await the function"):
+        testing.run(fiber.yield_now)
+
+
 def test_randomness_is_the_same_on_each_run() -> None:
     async def main(env: Environment) -> float:
         return env.random.random()
