@@ -60,7 +60,9 @@ def map_over(
 
 
 class MapResults(AsyncIterator[T]):
-    """The results of a `map`: iterate over them with `async for`, or await them all as one list. Used once.
+    """The results of a `map`: iterate over them with `async for`, or await them all as one list, once.
+
+    To await what was iterated over, awaited or closed before raises RuntimeError.
 
     Where the iteration ends early, `await results.aclose()` cancels the rest and waits for its end; the event loop
     does that by itself, later, for results that were dropped.
@@ -69,17 +71,23 @@ class MapResults(AsyncIterator[T]):
     def __init__(self, groups: AsyncGenerator[list[T], None]) -> None:
         self._groups = groups
         self._items = _flatten(groups)
+        self._is_used = False
 
     def __aiter__(self) -> AsyncIterator[T]:
+        self._is_used = True
         return self._items
 
     def __anext__(self) -> Awaitable[T]:
+        self._is_used = True
         return self._items.__anext__()
 
     def __await__(self) -> Generator[Any, Any, list[T]]:
         return self._collect().__await__()
 
     async def _collect(self) -> list[T]:
+        if self._is_used:
+            raise RuntimeError("the results of this map were taken, in part or all, or given up: call map again")
+        self._is_used = True
         results: list[T] = []
         async with contextlib.aclosing(self._groups):
             async for group in self._groups:
@@ -88,6 +96,7 @@ class MapResults(AsyncIterator[T]):
 
     async def aclose(self) -> None:
         """Cancel what has not been taken, and wait until it has ended."""
+        self._is_used = True
         await self._items.aclose()
         await self._groups.aclose()
 

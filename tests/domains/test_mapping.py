@@ -16,6 +16,7 @@ import pytest
 
 import domains
 from domains import ExecutorPool, NotPicklable, Stream, fiber
+from domains.pool.mapping import MapResults
 from domains.pool.source import open_source
 from domains.scheduler.run import run as run_locally
 
@@ -72,6 +73,28 @@ def test_awaiting_a_map_gives_all_results_as_a_list(link, f):
             return await pool.map(f, range(2000), weight=1.0), await pool.map(f, [], weight=1.0)
 
     assert run(main, link) == ([n * n for n in range(2000)], [])
+
+
+async def _take_one(results):
+    async for _ in results:
+        return
+
+
+async def _await_all(results):
+    await results
+
+
+@pytest.mark.parametrize("use", [_take_one, _await_all, MapResults.aclose])
+def test_what_was_taken_or_given_up_cannot_be_awaited(use):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            results = pool.map(square, range(100), weight=1.0)
+            await use(results)
+            with pytest.raises(RuntimeError, match="call map again"):
+                await results
+            await results.aclose()
+
+    run(main)
 
 
 def test_a_map_over_an_endless_iterable_is_left_early(link):
