@@ -33,7 +33,8 @@ class ProgressCount:
 class ProgressWatch:
     """A block in which `callback(progress)` is called each `interval` seconds if something has changed, and at the end.
 
-    What the callback raises goes to the loop's exception handler, or, at the end, out of the block.
+    What the callback raises goes to the loop's exception handler, or, at the end, out of the block. To enter it
+    within itself raises RuntimeError.
     """
 
     def __init__(self, count: ProgressCount, callback: Callable[[PoolProgress], object], interval: float) -> None:
@@ -43,6 +44,8 @@ class ProgressWatch:
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> ProgressWatch:
+        if self._timer is not None:
+            raise RuntimeError("this watch is under way already: for a block within a block, call watch again")
         self._loop = asyncio.get_running_loop()
         self._start = self._count.since(PoolProgress(0, 0, 0))
         self._told: PoolProgress | None = None
@@ -54,6 +57,7 @@ class ProgressWatch:
     ) -> None:
         assert self._timer is not None
         self._timer.cancel()
+        self._timer = None
         self._tell()
 
     def _tick(self) -> None:

@@ -463,6 +463,8 @@ def test_progress_counts_from_the_beginning_of_each_block():
                 await pool.submit(abs, -1, weight=1.0)
                 with watch:
                     await pool.submit(abs, -1, weight=1.0)
+                    with pytest.raises(RuntimeError, match="under way already"):
+                        watch.__enter__()
 
     run(main)
     assert told == [(1, 1, 0), (1, 1, 0)]
