@@ -25,13 +25,15 @@ def shared_array(shape: int | Sequence[int], dtype: DTypeLike = float) -> numpy.
 
     Contiguous parts of it are shared as well when they are passed on; other parts travel as copies, and so does all of
     it to another machine. Raises ArenaFull if there is not so much shared memory left, ValueError for a negative size,
-    TypeError for a dtype that holds Python objects.
+    TypeError for a dtype that holds Python objects or has no size, such as "U" for text of any length.
     """
     import numpy
 
     kind = numpy.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"an array of dtype {kind} holds Python objects, which cannot be shared between domains")
+    if not kind.itemsize:
+        raise TypeError(f"an array of dtype {kind} has no size: say how long an item is, such as {kind.char + '10'!r}")
     sizes = tuple(map(operator.index, shape)) if isinstance(shape, Sequence) else (operator.index(shape),)
     if any(size < 0 for size in sizes):
         raise ValueError(f"shape must have no negative size, but is {shape!r}")

@@ -368,6 +368,12 @@ def test_a_small_shared_array_is_shared_as_well(run):
     run(main)
 
 
+@pytest.mark.parametrize("dtype", ["U", "S", "V"])
+def test_a_shared_array_of_items_without_a_size_is_refused(dtype):
+    with pytest.raises(TypeError, match="has no size"):
+        domains.shared_array(3, dtype)
+
+
 def test_a_shared_array_of_a_domain_is_shared_by_its_parent_and_its_siblings(run):
     async def main(env):
         async with env.domain_mgr.spawn() as one, env.domain_mgr.spawn() as other:
