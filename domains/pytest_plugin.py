@@ -24,9 +24,10 @@ def env() -> Any:
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a coroutine function's test; None leaves it to others."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    if any(pyfuncitem.get_closest_marker(mark) for mark in _CLAIMED_BY_OTHERS):
+    is_claimed = any(pyfuncitem.get_closest_marker(mark) for mark in _CLAIMED_BY_OTHERS)
+    if is_claimed or not inspect.iscoroutinefunction(pyfuncitem.obj):
+        if pyfuncitem.funcargs.get("env") is _ENVIRONMENT:
+            pytest.fail("the fixture 'env' is for `async def` tests that no other plugin runs", pytrace=False)
         return None
     from domains.testing import run
 

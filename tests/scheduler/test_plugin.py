@@ -59,3 +59,9 @@ async def test_anyio():
     assert type(asyncio.get_running_loop()).__name__ != "MockLoop"
 """
     assert "1 passed" in outcome(tmp_path, text.replace(", sniffio", ""))
+
+
+def test_a_plain_test_that_wants_an_environment_is_told_that_there_is_none(tmp_path: Path) -> None:
+    told = outcome(tmp_path, "def test_plain(env):\n    env.clock.now()\n")
+    assert "the fixture 'env' is for `async def` tests" in told
+    assert "1 failed" in told
