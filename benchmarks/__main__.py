@@ -53,14 +53,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure domains beside its peers, in one run.")
     parser.add_argument("--quick", action="store_true", help="a tenth of everything: to see that it works")
     parser.add_argument("--only", default="", help="only questions whose name holds this word")
-    parser.add_argument("--json", default="benchmarks/results/latest.json", help="where the figures go")
+    parser.add_argument(
+        "--json", help="where the figures go: benchmarks/results/latest.json, or with --quick quick.json"
+    )
     parsed = parser.parse_args()
     asked = [question for question in QUESTIONS if parsed.only in question.name]
     if not asked:
         names = "".join(f"\n  {question.name}" for question in QUESTIONS)
         parser.error(f"no question's name holds {parsed.only!r}; there are:{names}")
     report = domains.run(functools.partial(main, questions=asked, quick=parsed.quick))
-    target = Path(parsed.json)
+    target = Path(parsed.json or f"benchmarks/results/{'quick' if parsed.quick else 'latest'}.json")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(report, indent=2) + "\n")
     print(f"The figures are in {target}.")
