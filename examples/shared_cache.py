@@ -7,13 +7,15 @@ as well, and so the task to keep it. So each key is fetched once, in the domain 
 at the same time in several domains. The cache is passed to jobs as an argument: all of it is one stream, by reference.
 
 Nobody waits for a value that does not come. A fetch that fails fails for all who wait, and is tried again by the next
-who asks. When the domain that fetches dies its promise fails with it, when the fetch is cancelled it says so, and in
-both cases one of those who waited fetches instead.
+who asks. When the domain that fetches dies its promise fails with it (and so it does where the fetch itself met the
+death of another domain), when the fetch is cancelled it says so, and in both cases one of those who waited fetches
+instead. A key that is none fails for the one who asked.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import functools
 import sys
 import time
@@ -45,8 +47,10 @@ class SharedCache(Generic[K, V]):
         """The value of `key`, by `fetch(key)`, plain or `async`, if nobody has it yet.
 
         Raises what fetch raises, here or in the domain that was first; Closed after the end of the cache's switch;
-        DomainDied if its home has died. Cancelling one who waits leaves the fetch alone.
+        DomainDied if its home has died; TypeError for a key that cannot be hashed. Cancelling one who waits leaves the
+        fetch alone.
         """
+        hash(key)
         while True:
             promise, task = await self._ask(key)
             if task is not None:
@@ -60,8 +64,19 @@ class SharedCache(Generic[K, V]):
         answer: domains.Promise[Entry[V]]
         answer, resolver = domains.Promise.create(f"who fetches {key!r}")
         await self._requests.add((key, resolver))
-        with domains.protect():  # it may be a task: not to hear of it would leave all others waiting
-            return await answer
+        cancelled: asyncio.CancelledError | None = None
+        while True:
+            try:
+                with domains.protect():  # it may be a task: not to hear of it would leave all others waiting
+                    promise, task = await answer
+                break
+            except asyncio.CancelledError as error:  # a bare `task.cancel()`, from which nothing protects
+                cancelled = error
+        if cancelled is not None:
+            if task is not None:
+                task.fail(_GivenUp())
+            raise cancelled
+        return promise, task
 
 
 async def _fetch(key: K, fetch: Callable[[K], Awaitable[V] | V], task: domains.Resolver[V]) -> V:
@@ -91,12 +106,16 @@ def open_cache(switch: domains.Switch) -> SharedCache[K, V]:
 async def _serve(requests: domains.Stream[tuple[K, domains.Resolver[Entry[V]]]]) -> None:
     values: dict[K, domains.Promise[V]] = {}
     async for key, answer in requests:
-        value = values.get(key)
-        task = None
-        if value is None or isinstance(value.peek(), domains.Raised):
-            value, task = domains.Promise.create(f"value of {key!r}")
-            values[key] = value
-        answer.resolve((value, task))
+        try:
+            value = values.get(key)
+            task = None
+            if value is None or isinstance(value.peek(), domains.Raised):
+                value, task = domains.Promise.create(f"value of {key!r}")
+                values[key] = value
+        except Exception as error:  # by the key's own methods
+            answer.fail(error)
+        else:
+            answer.resolve((value, task))
 
 
 def slow_square(number: int) -> tuple[int, str]:

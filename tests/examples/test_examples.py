@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import signal
@@ -122,6 +123,48 @@ def test_when_the_one_who_fetches_is_cancelled_another_one_fetches(example: Modu
             switch.fork(give_up)
             await domains.fiber.yield_now()
             assert await cache.get("a", str.upper) == "A"
+
+    domains.testing.run(main)
+
+
+class BadKey:
+    """Is hashed where it is made, and cannot be compared with others at the cache's home."""
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("this key is like no other")
+
+
+@shared_cache
+def test_a_key_that_is_none_fails_for_the_one_who_asks_alone(example: ModuleType) -> None:
+    async def main() -> None:
+        async with domains.Switch() as switch:
+            cache = example.open_cache(switch)
+            with pytest.raises(TypeError, match="unhashable"):
+                await cache.get([], str)
+            assert await cache.get(1, str) == "1"
+            with pytest.raises(ValueError, match="like no other"):
+                await cache.get(BadKey(), str)
+            assert await cache.get(2, str) == "2"
+
+    domains.testing.run(main)
+
+
+@shared_cache
+def test_a_task_that_is_cancelled_as_it_is_to_fetch_leaves_that_to_another(example: ModuleType) -> None:
+    async def main() -> None:
+        async with domains.Switch() as switch:
+            cache = example.open_cache(switch)
+            for turns in range(12):  # from before it has asked until after it was answered
+                task = asyncio.ensure_future(cache.get(turns, lambda key: domains.fiber.await_cancel()))
+                for _ in range(turns):
+                    await domains.fiber.yield_now()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert await cache.get(turns, str) == str(turns)
 
     domains.testing.run(main)
 
