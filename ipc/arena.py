@@ -5,7 +5,8 @@ as long as anything refers to it its memory is its own. A buffer that lies in an
 travels over a link as a descriptor: where the segment is, which part, and the lease (`domains.ipc.leases`) under which
 the receiver has it. The receiver maps the segment once, keeps the mapping, and gets a view whose end gives the lease
 back. A lease keeps the lent buffer alive here, so a view of somebody else's memory is passed on like one's own, at no
-cost, and whoever is in between stays responsible for it.
+cost, and whoever is in between stays responsible for it. `domains.ipc.lending` keeps account of what is lent, and
+`domains.ipc.borrowing` of what is borrowed; this is where they, and the memory itself, meet, under one lock.
 
 Memory is used again only when nobody can read it any more. Where that cannot be known, because one who had passed a
 view on has died, its segment is retired: never used again, and freed by the kernel with its last mapping. Of what is in
@@ -20,54 +21,30 @@ changes is done later, and it can wait for no other domain.
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
-import struct
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from domains.ipc.blocks import whole_pages
+from domains.ipc.borrowing import Borrower
+from domains.ipc.descriptors import NO_CELL, Descriptor, LostBuffer
 from domains.ipc.frames import byte_view
-from domains.ipc.leases import CELLS, Cells, LeaseState, StaleLease, is_alive
-from domains.ipc.parts import AddressMap, Block, Foreign, Loan, Own, new_block, new_loan
+from domains.ipc.lending import NOT_LENT, Lender, not_lent
+from domains.ipc.parts import AddressMap, Block, Loan, Own, new_block
 from domains.ipc.segment_pool import SegmentPool
-from domains.ipc.segments import LOCATION_BYTES, Segment, has_memfd, location_number
+from domains.ipc.segments import has_memfd
 
-__all__ = ["DESCRIPTOR_BYTES", "Arena", "ArenaStatistics", "LostBuffer", "process_arena", "usual_limit_bytes"]
+__all__ = ["Arena", "ArenaStatistics", "process_arena", "usual_limit_bytes"]
 
 IDLE_SECONDS = 5.0
 """How long a segment in which nothing is used is kept."""
 
-_FEW_LEASES = 32
-"""Leases are looked through for those that are over whenever there are twice as many as were left the last time."""
-
-_MAGIC = b"domains' arena 1"
-_SEGMENT_AT = len(_MAGIC)
-_CELLS_AT = _SEGMENT_AT + LOCATION_BYTES
-_LEASE_AT = _CELLS_AT + LOCATION_BYTES
-_LEASE = struct.Struct("=IIQQ??")
-_NO_CELL = 0xFFFFFFFF
-"""In place of a cell's index: this is shared memory that could not be lent, and a copy of it will not do."""
-
-DESCRIPTOR_BYTES = _LEASE_AT + _LEASE.size
-"""How long a descriptor is. Data that goes out of band without one is longer."""
-
 _ZEROS = bytes(1 << 20)
-
-
-_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-
-class LostBuffer(bytes):
-    """A descriptor whose memory cannot be had; using it is an error. `why` is None if the lender is gone."""
-
-    why: str | None = None
 
 
 class ArenaStatistics(NamedTuple):
@@ -80,35 +57,19 @@ class ArenaStatistics(NamedTuple):
     leases: int
 
 
-class _Lease(NamedTuple):
-    """What is lent, which keeps it alive, where that lies, and over which link it went."""
-
-    buffer: Any
-    segment: Own | Foreign
-    start: int
-    link: object
-
-
 class Arena:
     """`named` segments have names in the file system: for systems that have nothing else, and for tests."""
 
     def __init__(self, limit_bytes: int | None = None, *, named: bool = not has_memfd) -> None:
         self.has_shared = False
         """Whether memory was allocated, here or by others, that both sides may write."""
-        self._named = named
         self._lock = threading.RLock()  # a finalizer may come back here: it is told by `is_busy`
         self._addresses = AddressMap()
         self._own = SegmentPool(
             usual_limit_bytes() if limit_bytes is None else limit_bytes, self._addresses, named=named
         )
-        self._foreign: dict[int, Foreign] = {}
-        self._cells: Cells | None = None
-        self._foreign_cells: weakref.WeakValueDictionary[int, Cells] = weakref.WeakValueDictionary()
-        self._leases: dict[int, _Lease] = {}
-        self._leases_enough = _FEW_LEASES
-        self._orphans: set[int] = set()
-        self._unopened: list[bytes] = []
-        """Descriptors of what was lent to this process when it could not map it, to be given back."""
+        self._lender = Lender(self._addresses, named=named)
+        self._borrower = Borrower(self._addresses, self._own, self._lender)
         self._ended: deque[Block | Loan] = deque()
         self._postponed: deque[Callable[[], None]] = deque()
         """What finalizers had to say in the midst of other changes."""
@@ -123,9 +84,9 @@ class Arena:
         with self._lock:
             if not is_busy:
                 self._collect()
-            own = self._own
+            own, borrowed = self._own, len(self._borrower.segments)
             return ArenaStatistics(
-                len(own.segments), own.committed_bytes, own.used_bytes, len(self._foreign), len(self._leases)
+                len(own.segments), own.committed_bytes, own.used_bytes, borrowed, self._lender.leases
             )
 
     @property
@@ -172,8 +133,8 @@ class Arena:
         with self._lock:
             self._collect()
             found = self._own.take(size)
-            if found is None and self._leases:
-                self._bury_the_dead()
+            if found is None and self._lender.leases:
+                self._lender.bury_the_dead()
                 self._collect()
                 found = self._own.take(size)
             if found is None:
@@ -192,115 +153,21 @@ class Arena:
     def lend(self, buffers: Iterable[Any], link: object) -> list[Any]:
         """What to send over a link for these buffers: a descriptor for each that lies in an arena."""
         if self.is_busy:
-            return [self._not_lent(buffer) if self.holds(buffer) else buffer for buffer in buffers]
+            return [not_lent(buffer) if self.holds(buffer) else buffer for buffer in buffers]
         with self._lock:
-            if len(self._leases) >= self._leases_enough:
+            lender = self._lender
+            if lender.has_enough:
                 self._collect()
-                self._leases_enough = max(_FEW_LEASES, 2 * len(self._leases))
-            return [self._lend(buffer, link) for buffer in buffers]
-
-    def _lend(self, buffer: Any, link: object) -> Any:
-        view = byte_view(buffer)
-        found = self._addresses.locate(view) if view.nbytes else None
-        if found is None:
-            return buffer
-        segment, start = found
-        cells = self._own_cells()
-        cell = None if cells is None or len(self._leases) >= CELLS else cells.send()
-        if cells is None or cell is None:
-            return self._not_lent(buffer)
-        index, generation = cell
-        for loan in segment.loans_at(start):
-            loan.pass_on()
-        self._leases[index] = _Lease(view, segment, start, link)
-        lease = _LEASE.pack(index, generation, start, view.nbytes, not view.readonly, self.has_shared)
-        return b"".join((_MAGIC, segment.memory.location, cells.segment.location, lease))
-
-    def _not_lent(self, buffer: Any) -> Any:
-        """What to send of an arena's that cannot be lent: a copy, unless others shall see what is written."""
-        view = byte_view(buffer)
-        if view.readonly:
-            return buffer
-        return _MAGIC + bytes(2 * LOCATION_BYTES) + _LEASE.pack(_NO_CELL, 0, 0, view.nbytes, True, True)
-
-    def _own_cells(self) -> Cells | None:
-        if self._cells is None:
-            try:
-                self._cells = Cells.create(named=self._named)
-            except OSError:
-                return None
-        return self._cells
+                lender.looked_through()
+            return [lender.lend(buffer, link, self.has_shared) for buffer in buffers]
 
     def link_gone(self, link: object) -> None:
         """What went over this link and was not opened never will be; what was opened ends with who opened it."""
         self._make(partial(self._link_gone, link))
 
     def _link_gone(self, link: object) -> None:
-        for index in [index for index, lease in self._leases.items() if lease.link is link]:
-            assert self._cells is not None
-            if self._cells.retract(index):
-                del self._leases[index]
-            else:
-                self._orphans.add(index)
-        self._bury_the_dead()
+        self._lender.link_gone(link)
         self._collect()
-
-    def _bury_the_dead(self) -> None:
-        """End the leases of processes that have died."""
-        cells = self._cells
-        alive: dict[int, bool] = {}
-        for index, lease in list(self._leases.items()):
-            assert cells is not None
-            state = cells.state(index)
-            if state not in (LeaseState.OPEN, LeaseState.PASSED_ON):
-                continue
-            borrower = cells.borrower(index)
-            if borrower not in alive:
-                alive[borrower] = is_alive(borrower)
-            # Read again: it may have given it back, and then died.
-            if not alive[borrower] and (state := cells.state(index)) in (LeaseState.OPEN, LeaseState.PASSED_ON):
-                self._end(index, lease, abandoned=state == LeaseState.PASSED_ON)
-
-    def _end(self, index: int, lease: _Lease, *, abandoned: bool) -> None:
-        assert self._cells is not None
-        if abandoned:
-            if isinstance(lease.segment, Own):
-                lease.segment.retired = True
-            for loan in lease.segment.loans_at(lease.start):
-                loan.abandoned = True
-        del self._leases[index]
-        self._orphans.discard(index)
-        self._cells.free(index)
-
-    def _end_returned(self) -> None:
-        cells = self._cells
-        if self._leases and cells is not None:
-            for index in cells.over(self._leases):
-                lease = self._leases.get(index)
-                if lease is None:
-                    cells.free(index)
-                else:
-                    self._end(index, lease, abandoned=cells.state(index) == LeaseState.ABANDONED)
-
-    def _collect(self) -> None:
-        """See what was given back, and what was dropped here."""
-        self._end_returned()
-        while self._ended:
-            part = self._ended.popleft()
-            segment = part.segment
-            if isinstance(part, Loan):
-                segment.remove_loan(part)
-            else:
-                part.segment.remove_block(part)
-            if segment.is_idle:
-                segment.idle_since = time.monotonic()
-                if isinstance(segment, Own):
-                    if segment.is_read_by_others or not self._users:
-                        self._own.drop(segment)
-                elif not self._users:
-                    self._drop_foreign(segment)
-        while self._postponed:
-            self._postponed.popleft()()
 
     # Borrowing
 
@@ -308,76 +175,24 @@ class Arena:
         """What came over a link, with a view in place of each descriptor, or a LostBuffer."""
         received: list[Any] = []
         for buffer in buffers:
-            if buffer.nbytes == DESCRIPTOR_BYTES and (descriptor := bytes(buffer)).startswith(_MAGIC):
-                received.append(self._borrow(descriptor))
-            else:
-                received.append(buffer)
+            descriptor = Descriptor.read(buffer)
+            received.append(buffer if descriptor is None else self._borrow(descriptor))
         return received
 
-    def _borrow(self, descriptor: bytes) -> Any:
-        index, generation, start, length, writable, has_shared = _LEASE.unpack_from(descriptor, _LEASE_AT)
-        if index == _NO_CELL:
-            why = f"its sender could not share it: {CELLS} parts of arrays are lent already, or descriptors are lacking"
-            return _lost(descriptor, why)
+    def _borrow(self, descriptor: Descriptor) -> Any:
+        if descriptor.cell == NO_CELL:
+            return LostBuffer(descriptor, NOT_LENT)
         if self.is_busy:
-            self._unopened.append(descriptor)
-            return _lost(descriptor, "it came to a finalizer, in the midst of other work with shared memory")
+            self._borrower.give_back_later(descriptor)
+            return LostBuffer(descriptor, "it came to a finalizer, in the midst of other work with shared memory")
         with self._lock:
-            try:
-                segment = self._find(descriptor[_SEGMENT_AT:_CELLS_AT])
-                cells = self._find_cells(descriptor)
-                memory = segment.memory.part(start, length)
-                cells.open(index, generation)
-            except (OSError, ValueError, IndexError, OverflowError, StaleLease) as error:
-                if isinstance(error, OSError) and error.errno in _SHORTAGES:
-                    self._unopened.append(descriptor)
-                    return _lost(descriptor, f"its memory cannot be had here: {type(error).__name__}: {error}")
-                return LostBuffer(descriptor)
-            if isinstance(segment, Foreign):
-                segment.cells = cells
-            new_loan(memory, segment, start, length, self._part_ended, cells, index)
-        if has_shared:
+            memory = self._borrower.open(descriptor, self._part_ended)
+        if isinstance(memory, LostBuffer):
+            return memory
+        if descriptor.has_shared:
             self.has_shared = True  # it may be a view of such memory, though it cannot be written itself
         view = pickle.PickleBuffer(memory).raw()
-        return view if writable else view.toreadonly()
-
-    def _give_back_unopened(self) -> None:
-        unopened, self._unopened = self._unopened, []
-        for descriptor in unopened:
-            index, generation, *_ = _LEASE.unpack_from(descriptor, _LEASE_AT)
-            try:
-                cells = self._find_cells(descriptor)
-                cells.open(index, generation)
-            except OSError as error:
-                if error.errno in _SHORTAGES:
-                    self._unopened.append(descriptor)
-            except (StaleLease, ValueError, IndexError, OverflowError):
-                pass  # there is no such lease
-            else:
-                cells.give_back(index)
-
-    def _find(self, location: bytes) -> Own | Foreign:
-        number = location_number(location)
-        found = self._foreign.get(number)
-        if found is not None:
-            return found
-        for own in self._own.segments:
-            if own.memory.number == number:
-                return own
-        found = self._foreign[number] = Foreign(Segment.open(location))
-        self._addresses.add(found)
-        return found
-
-    def _find_cells(self, descriptor: bytes) -> Cells:
-        location = descriptor[_CELLS_AT:_LEASE_AT]
-        number = location_number(location)
-        cells = self._foreign_cells.get(number)
-        if cells is None:
-            if self._cells is not None and self._cells.segment.number == number:
-                return self._cells
-            cells = self._foreign_cells[number] = Cells(Segment.open(location))
-            cells.segment.close()  # only the mapping is needed
-        return cells
+        return view if descriptor.writable else view.toreadonly()
 
     # Keeping house
 
@@ -396,12 +211,7 @@ class Arena:
         if self._users:
             return
         self._collect()
-        self._bury_the_dead()
-        for index in list(self._leases):
-            self._end(index, self._leases[index], abandoned=True)  # this process may end before it is given back
-        if self._cells is not None:
-            self._cells.segment.close()
-            self._cells = None
+        self._lender.close()
         self._collect()
         self._give_up_idle(0.0)
 
@@ -413,12 +223,11 @@ class Arena:
         if self.is_busy:
             return True
         with self._lock:
-            if self._orphans:
-                self._bury_the_dead()
-            self._give_back_unopened()
+            self._lender.look_after_orphans()
+            self._borrower.give_back_unopened()
             self._collect()
             self._give_up_idle(IDLE_SECONDS)
-            return bool(self._own.segments or self._foreign or self._unopened)
+            return bool(self._own.segments or self._borrower.segments or self._borrower.has_unopened)
 
     def prepare_fork(self) -> None:
         """There will be a copy of all views, in a process that never says when it lets go of them."""
@@ -430,21 +239,33 @@ class Arena:
                 own.retired |= is_busy  # in the midst of a change there may be blocks that are not in `used`
                 for block in own.used:
                     block.copied = True
-            for segment in *self._own.segments, *self._foreign.values():
+            for segment in *self._own.segments, *self._borrower.segments:
                 for loan in segment.all_loans():
                     loan.pass_on(abandon=True)
 
+    def _collect(self) -> None:
+        """See what was given back, and what was dropped here."""
+        self._lender.end_returned()
+        while self._ended:
+            part = self._ended.popleft()
+            segment = part.segment
+            if isinstance(part, Loan):
+                segment.remove_loan(part)
+            else:
+                part.segment.remove_block(part)
+            if segment.is_idle:
+                segment.idle_since = time.monotonic()
+                if isinstance(segment, Own):
+                    if segment.is_read_by_others or not self._users:
+                        self._own.drop(segment)
+                elif not self._users:
+                    self._borrower.drop(segment)
+        while self._postponed:
+            self._postponed.popleft()()
+
     def _give_up_idle(self, seconds: float) -> None:
         self._own.drop_idle(seconds)
-        now = time.monotonic()
-        for foreign in list(self._foreign.values()):
-            if foreign.is_idle and now - foreign.idle_since >= seconds:
-                self._drop_foreign(foreign)
-
-    def _drop_foreign(self, foreign: Foreign) -> None:
-        self._addresses.remove(foreign)
-        del self._foreign[foreign.memory.number]
-        foreign.memory.close()
+        self._borrower.drop_idle(seconds)
 
     def _part_ended(self, part: Block | Loan) -> None:
         """Nothing refers to it any more. Called by the garbage collector, maybe while this thread has the lock."""
@@ -456,12 +277,6 @@ class Arena:
                 self._collect()
             finally:
                 self._lock.release()
-
-
-def _lost(descriptor: bytes, why: str) -> LostBuffer:
-    lost = LostBuffer(descriptor)
-    lost.why = why
-    return lost
 
 
 def usual_limit_bytes() -> int:

@@ -24,7 +24,7 @@ from sys import getsizeof
 from typing import Any, Literal, NamedTuple, Protocol
 
 from domains.errors import Cancelled, DomainDied, NotPicklable
-from domains.ipc.arena import LostBuffer
+from domains.ipc.descriptors import LostBuffer
 from domains.ipc.frames import MOST_BUFFERS, byte_view
 from domains.ipc.unpicklable import describe, find_culprit
 

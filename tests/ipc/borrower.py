@@ -11,7 +11,8 @@ import sys
 import weakref
 from pathlib import Path
 
-from domains.ipc.arena import Arena, LostBuffer
+from domains.ipc.arena import Arena
+from domains.ipc.descriptors import LostBuffer
 
 
 def serve(named, commands, answers):

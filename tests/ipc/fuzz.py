@@ -110,7 +110,8 @@ def protocol(data: bytes) -> None:
 
 def leases(data: bytes) -> None:
     """A descriptor of shared memory that is not what it says opens nothing, and is told apart as lost."""
-    from domains.ipc.arena import DESCRIPTOR_BYTES, Arena, LostBuffer
+    from domains.ipc.arena import Arena
+    from domains.ipc.descriptors import DESCRIPTOR_BYTES, LostBuffer
 
     arena = Arena()
     arena.enter()

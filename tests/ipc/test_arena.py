@@ -4,7 +4,6 @@ import errno
 import gc
 import os
 import resource
-import struct
 import subprocess
 import sys
 import threading
@@ -21,8 +20,9 @@ from hypothesis import strategies as st
 
 from domains import NotPicklable
 from domains.ipc import arena as arena_module
-from domains.ipc.arena import DESCRIPTOR_BYTES, Arena, LostBuffer
+from domains.ipc.arena import Arena
 from domains.ipc.blocks import Blocks, whole_pages
+from domains.ipc.descriptors import DESCRIPTOR_BYTES, Descriptor, LostBuffer
 from domains.ipc.leases import CELLS, Cells, LeaseState, StaleLease, is_alive, this_process
 from domains.ipc.parts import Foreign, new_loan
 from domains.ipc.pickling import Pickling
@@ -331,15 +331,16 @@ def test_what_cannot_be_mapped_for_want_of_descriptors_says_so_and_is_given_back
 def test_a_descriptor_without_a_lease_keeps_no_other_that_was_not_opened_from_going_back(make_arena, monkeypatch):
     arena, other = make_arena(), make_arena()
     kept = arena.keep([bytes(MB)])
-    wrong, right = bytearray(lend(arena, kept)), lend(arena, kept)
-    struct.pack_into("=I", wrong, DESCRIPTOR_BYTES - arena_module._LEASE.size, CELLS)
+    right = lend(arena, kept)
+    there = Descriptor.read(memoryview(lend(arena, kept)))
+    wrong = there._replace(cell=CELLS).pack()
 
     def fail(location):
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
         patch.setattr(Segment, "open", fail)
-        other.borrow([memoryview(bytes(wrong)), memoryview(right)])
+        other.borrow([memoryview(wrong), memoryview(right)])
     other.keep_house()
     assert arena.statistics().leases == 1
 
@@ -677,7 +678,7 @@ def test_those_that_are_over_are_found_among_many(cells, count):
 
 
 def test_more_loans_than_there_are_cells_travel_as_copies(make_arena, monkeypatch):
-    monkeypatch.setattr(arena_module, "CELLS", 2)
+    monkeypatch.setattr("domains.ipc.lending.CELLS", 2)
     arena = make_arena()
     kept = arena.keep([bytes(MB)])
     sent = arena.lend([kept, kept, kept], "link")
@@ -685,12 +686,12 @@ def test_more_loans_than_there_are_cells_travel_as_copies(make_arena, monkeypatc
 
 
 def test_shared_memory_beyond_them_is_no_copy_but_an_error(make_arena, monkeypatch):
-    monkeypatch.setattr(arena_module, "CELLS", 2)
+    monkeypatch.setattr("domains.ipc.lending.CELLS", 2)
     arena, other = make_arena(), make_arena()
     shared = arena.allocate_shared(MB)
     received = other.borrow(map(memoryview, arena.lend([shared, shared, shared], "link")))
     assert [type(each) for each in received] == [memoryview, memoryview, LostBuffer]
-    with pytest.raises(NotPicklable, match="2 parts of arrays are lent already"):
+    with pytest.raises(NotPicklable, match="65536 parts of arrays are lent already"):
         Pickling().loads(b"", received)
 
 
