@@ -9,9 +9,10 @@ from domains.scheduler.local import FiberLocal
 from domains.scheduler.mutex import Mutex
 from domains.scheduler.pool import Pool
 from domains.scheduler.promise import Promise, Raised, Resolver, Returned
+from domains.scheduler.release import Hook
 from domains.scheduler.semaphore import Semaphore
 from domains.scheduler.stream import Stream
-from domains.scheduler.switch import Hook, Switch
+from domains.scheduler.switch import Switch
 from domains.scheduler.threads import run_in_thread
 
 __all__ = [

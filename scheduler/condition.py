@@ -12,6 +12,7 @@ from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar, overload
 
+from domains.scheduler.awaitables import call
 from domains.scheduler.cancel import protect
 from domains.scheduler.context import check
 from domains.scheduler.mutex import Mutex
@@ -91,9 +92,7 @@ class Condition:
             notice = _Notice(resolver)
             withdraw = self._wait(notice)
             try:
-                result = f()
-                if result is not None and hasattr(type(result), "__await__"):
-                    result = await result
+                result = await call(f)
                 if result is not None:
                     return result
                 await suspend(heard.when_resolved, "Condition.loop_no_mutex", self)

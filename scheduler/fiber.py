@@ -11,10 +11,11 @@ from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar, overload
 
+from domains.scheduler.awaitables import call as _call
 from domains.scheduler.context import check, current_fiber, is_cancelled
 from domains.scheduler.dump import dump
 from domains.scheduler.suspend import suspend
-from domains.scheduler.switch import Switch, is_awaitable
+from domains.scheduler.switch import Switch
 from domains.scheduler.yielding import yield_now
 
 __all__ = [
@@ -84,13 +85,6 @@ async def _all(name: str, functions: list[Callable[[], Any]]) -> list[Any]:
 
 async def _store(results: list[Any], index: int, f: Callable[..., Any], *args: Any) -> None:
     results[index] = await _call(f, *args)
-
-
-async def _call(f: Callable[..., Any], *args: Any) -> Any:
-    result = f(*args)
-    if is_awaitable(result):
-        result = await result
-    return result
 
 
 @overload

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import Any, Final, Generic, Literal, NoReturn, TypeVar, cast, overload
 
+from domains.scheduler.awaitables import call
 from domains.scheduler.cancel import protect
 from domains.scheduler.context import Fiber, check, current_fiber, is_cancelled
 from domains.scheduler.promise import Promise, Resolver
@@ -104,9 +105,7 @@ class Lazy(Generic[T]):
         self._runner = current_fiber()
         try:
             with protect() if self._cancel == "protect" else nullcontext():
-                value = f()
-                if value is not None and hasattr(type(value), "__await__"):
-                    value = await value
+                value = await call(f)
         except BaseException as error:
             if self._cancel != "record" and isinstance(error, CancelledError) and _was_cancelled():
                 self._outcome = None

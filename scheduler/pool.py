@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Generic, NoReturn, TypeVar
 
+from domains.scheduler.awaitables import call
 from domains.scheduler.cancel import protect
 from domains.scheduler.context import check
 from domains.scheduler.suspend import suspend
@@ -93,7 +94,7 @@ class Pool(Generic[T]):
 
     @asynccontextmanager
     async def _surplus(self) -> AsyncIterator[T]:
-        resource = await _call(self._create)
+        resource = await call(self._create)
         try:
             yield resource
         finally:
@@ -101,15 +102,15 @@ class Pool(Generic[T]):
 
     async def _make_sound(self, place: _Place[T]) -> None:
         """See that the place holds a resource that is good."""
-        if place.resources and self._validate is not None and not await _call(self._validate, place.resources[0]):
+        if place.resources and self._validate is not None and not await call(self._validate, place.resources[0]):
             await self._end(place.resources.pop())
         if not place.resources:
-            place.resources.append(await _call(self._create))
+            place.resources.append(await call(self._create))
 
     async def _end(self, resource: T) -> None:
         if self._dispose is not None:
             with protect():
-                await _call(self._dispose, resource)
+                await call(self._dispose, resource)
 
     def _take_place(self) -> _Place[T] | None:
         if self._idle:
@@ -133,10 +134,3 @@ class Pool(Generic[T]):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} travels only between domains: as a job's argument or result, or inside another one")
-
-
-async def _call(f: Callable[..., Any], *args: Any) -> Any:
-    result = f(*args)
-    if result is not None and hasattr(type(result), "__await__"):
-        result = await result
-    return result

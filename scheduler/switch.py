@@ -11,32 +11,31 @@ import asyncio
 import contextvars
 import enum
 import functools
-import inspect
-import logging
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from types import CoroutineType, GeneratorType, TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, NoReturn, TypeVar, TypeVarTuple, cast, overload
 
 from domains.errors import Cancelled
-from domains.scheduler.cancel import protect
+from domains.scheduler.awaitables import is_awaitable
+from domains.scheduler.cancel_handle import CancelHandle
 from domains.scheduler.context import Cancellation, Context, FiberTask, Work, check, current_fiber
+from domains.scheduler.entering import enter
 from domains.scheduler.promise import Promise, Raised, Resolver
+from domains.scheduler.release import Hook, ReleaseHooks
 from domains.scheduler.running import running_loop, running_task
 from domains.scheduler.sequence import Sequence
 from domains.scheduler.suspend import Suspension, suspend
+from domains.scheduler.unseen import UnseenFailures
 
-__all__ = ["CancelHandle", "Hook", "Switch", "is_awaitable"]
+__all__ = ["Switch"]
 
 _CONTEXT: Any = vars(BaseException)["__context__"]
 """BaseException's own: a user's class may refuse its attributes to be set, as a frozen dataclass does."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-_log = logging.getLogger("domains")
-_SWEEP_AT_LEAST = 64
 
 
 class _State(enum.Enum):
@@ -47,44 +46,6 @@ class _State(enum.Enum):
 
 
 _NEW, _OPEN = _State.NEW, _State.OPEN  # to look up an enum's member takes long
-
-
-class Hook:
-    """Something to be released when its switch ends."""
-
-    __slots__ = ("_hooks", "_release")
-
-    def __init__(self, hooks: dict[Hook, None], release: Callable[[], Any]) -> None:
-        self._hooks = hooks
-        self._release = release
-
-    def remove(self) -> bool:
-        """Take it off its switch. True exactly once, and never after it has run."""
-        try:
-            del self._hooks[self]
-        except KeyError:
-            return False
-        return True
-
-
-class CancelHandle:
-    """Cancels its switch: the one part of a switch that can be handed to another domain."""
-
-    __slots__ = ("__weakref__", "_switch", "label")
-
-    def __init__(self, switch: Switch) -> None:
-        self._switch = switch
-        self.label = switch.name
-
-    def __repr__(self) -> str:
-        return f"<cancel handle of {self._switch!r}>"
-
-    def cancel(self) -> None:
-        """End everything inside the switch, quietly; nothing happens if it has ended."""
-        self._switch.cancel()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{self!r} travels only between domains: as a job's argument or result, or inside another one")
 
 
 class Switch:
@@ -105,9 +66,8 @@ class Switch:
         self._failures: list[BaseException] = []
         self._cut_short = False  # some of the code inside ended with Cancelled, as a consequence
         self._own: Cancellation | None = None
-        self._hooks: dict[Hook, None] = {}
-        self._unseen: list[Promise[Any]] = []  # those that failed; swept of those that somebody has seen
-        self._sweep_at = _SWEEP_AT_LEAST
+        self._hooks: ReleaseHooks | None = None
+        self._unseen: UnseenFailures | None = None
         self._joining: Suspension[None] | None = None
         self._cancel_handle: CancelHandle | None = None
 
@@ -160,33 +120,22 @@ class Switch:
             except CancelledError as cancelled:  # somebody else's `task.cancel()`
                 self._failed(cancelled)
         self._state = _State.RELEASING
-        if self._hooks:
-            await self._release()
+        if self._hooks is not None:
+            await self._hooks.run(self._add_failure)
         self._state = _State.FINISHED
         if self._protected:
             fiber.take_back_delivered()
             fiber.delivered = self._outer_delivered
         fiber.leave(self._context)
-        if self._unseen:
-            self._log_unseen()
+        if self._unseen is not None:
+            self._unseen.log(self)
+            self._unseen = None
         try:
             return self._conclude(error)
         finally:
             # What is raised holds this frame, and what was the reason is held by much else: no cycles.
             del error, traceback
             self._forget()
-
-    def _log_unseen(self) -> None:
-        for promise in self._unseen:
-            if not promise.was_seen:
-                result = promise._result
-                _log.error(
-                    "%r failed, and nobody has looked at it before %r ended",
-                    promise,
-                    self,
-                    exc_info=getattr(result, "error", None),
-                )
-        self._unseen = []
 
     def _forget(self) -> None:
         self._own = None
@@ -238,17 +187,6 @@ class Switch:
 
     def _stop_joining(self, _: Any = None) -> None:
         self._joining = None
-
-    async def _release(self) -> None:
-        while self._hooks:
-            hook, _ = self._hooks.popitem()
-            try:
-                with protect():
-                    released = hook._release()
-                    if is_awaitable(released):
-                        await released
-            except BaseException as error:
-                self._add_failure(error)
 
     # Forking
 
@@ -399,10 +337,9 @@ class Switch:
 
     def remember_failed(self, promise: Promise[Any]) -> None:
         """Log this failure when the switch ends, unless somebody has looked at it by then."""
-        self._unseen.append(promise)
-        if len(self._unseen) >= self._sweep_at:
-            self._unseen = [promise for promise in self._unseen if not promise.was_seen]
-            self._sweep_at = max(2 * len(self._unseen), _SWEEP_AT_LEAST)
+        if self._unseen is None:
+            self._unseen = UnseenFailures()
+        self._unseen.add(promise)
 
     def fork_daemon(
         self,
@@ -552,9 +489,9 @@ class Switch:
             if is_awaitable(result):
                 asyncio.ensure_future(_finish(result))  # noqa: RUF006 - nobody is left to wait for it
             raise RuntimeError(f"{self!r} cannot keep a resource: it was released at once")
-        hook = Hook(self._hooks, release)
-        self._hooks[hook] = None
-        return hook
+        if self._hooks is None:
+            self._hooks = ReleaseHooks()
+        return self._hooks.add(release)
 
     @overload
     async def enter(self, manager: AbstractAsyncContextManager[T, Any]) -> T: ...
@@ -569,47 +506,7 @@ class Switch:
         """
         self.check_open()
         check()
-        fiber = current_fiber()
-        context = fiber.context
-        kind = type(manager)
-        if hasattr(kind, "__aenter__"):
-            value = await kind.__aenter__(manager)
-            leave = kind.__aexit__
-        elif hasattr(kind, "__enter__"):
-            value = kind.__enter__(manager)
-            leave = kind.__exit__
-        else:
-            raise TypeError(f"enter takes a context manager, not {manager!r}")
-
-        if fiber.context is not context:
-            await self._refuse(manager, leave)
-        self.on_release(self._leave, manager, leave)
-        return value
-
-    async def _refuse(self, manager: Any, leave: Callable[..., Any]) -> NoReturn:
-        name = type(manager).__name__
-        error = RuntimeError(f"{self!r} cannot keep a {name}, which is a block of its own: use `async with` for it")
-        try:
-            left = leave(manager, RuntimeError, error, None)
-            if is_awaitable(left):
-                await left
-            raise error
-        finally:
-            del error  # whose traceback holds this frame
-
-    async def _leave(self, manager: Any, leave: Callable[..., Any]) -> None:
-        error = self.error
-        if error is None and self._cut_short and self._context.cancellation is not None:
-            error = Cancelled(self._context.cancellation.reason)
-        try:
-            left = leave(manager, None if error is None else type(error), error, error and error.__traceback__)
-            if is_awaitable(left):
-                await left
-        except BaseException as raised:
-            if raised is not error:
-                raise
-        finally:
-            del error  # which, where it is raised, holds this frame
+        return await enter(self, manager)
 
     # Ending
 
@@ -656,6 +553,12 @@ class Switch:
         """The first failure so far."""
         return self._failures[0] if self._failures else None
 
+    def comes_to(self) -> BaseException | None:
+        """The first failure so far, or else Cancelled if some of what is inside was cut short."""
+        if not self._failures and self._cut_short and self._context.cancellation is not None:
+            return Cancelled(self._context.cancellation.reason)
+        return self.error
+
     def _check_entered(self) -> None:
         if self._state is _State.NEW:
             raise RuntimeError(f"{self!r}: use it inside its `async with` block")
@@ -670,15 +573,6 @@ def _is_consequence(error: BaseException, cancellation: Cancellation | None) -> 
     `task.cancel()` came first: that asks for the same.
     """
     return cancellation is not None and isinstance(error, CancelledError)
-
-
-def is_awaitable(value: object) -> bool:
-    """Whether a function was `async`, or as good as that, seen from what it returned."""
-    if value is None:
-        return False
-    if isinstance(value, GeneratorType):  # as `yield_now` returns
-        return bool(value.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE)
-    return hasattr(type(value), "__await__")
 
 
 def _nothing() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from domains.pool.group import finish_async
 from domains.scheduler import fiber
-from domains.scheduler.switch import is_awaitable
+from domains.scheduler.awaitables import is_awaitable
 
 RUNS_USER_CODE = True
 """Jobs may be interrupted in here: see `domains.interruption`."""

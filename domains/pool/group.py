@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from domains.scheduler import fiber
-from domains.scheduler.switch import is_awaitable
+from domains.scheduler.awaitables import is_awaitable
 
 RUNS_USER_CODE = True
 """Jobs may be interrupted in here: see `domains.interruption`."""

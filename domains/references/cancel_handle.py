@@ -7,7 +7,7 @@ from typing import Any
 from domains.references.calls import RemoteObject
 from domains.references.kind import Kind
 from domains.references.registry import References
-from domains.scheduler.switch import CancelHandle
+from domains.scheduler.cancel_handle import CancelHandle
 
 
 class CancelHandleReference(RemoteObject, CancelHandle):

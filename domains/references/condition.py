@@ -13,6 +13,7 @@ from typing import Any
 from domains.references.calls import Call, RemoteObject
 from domains.references.kind import Kind
 from domains.references.registry import References
+from domains.scheduler import awaitables
 from domains.scheduler.condition import Condition, lock_again
 from domains.scheduler.context import check
 from domains.scheduler.mutex import Mutex
@@ -63,9 +64,7 @@ class ConditionReference(RemoteObject, Condition):
         while True:
             call = await self._register()
             try:
-                result = f()
-                if result is not None and hasattr(type(result), "__await__"):
-                    result = await result
+                result = await awaitables.call(f)
             except BaseException:
                 self._calls.withdraw(call)
                 raise

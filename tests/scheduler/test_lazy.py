@@ -44,6 +44,11 @@ async def test_a_plain_function_will_do() -> None:
     assert await Lazy(lambda: 5).force() == 5
 
 
+async def test_what_a_plain_function_returns_is_awaited_if_it_can_be() -> None:
+    assert await Lazy(fiber.yield_now).force() is None
+    assert await Lazy(lambda: turns(1)).force() is None
+
+
 async def test_a_failure_is_everybodys() -> None:  # S56
     runs = 0
 
