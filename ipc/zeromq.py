@@ -24,21 +24,17 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import zmq
-from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from domains.errors import DomainUnavailable
 from domains.ipc.frames import FrameCorrupt, byte_view, frame_header, read_frame
 from domains.ipc.keys import KeyPair
 from domains.ipc.link import Buffer, Codec, Link, LinkState
+from domains.ipc.zeromq_context import ZeroMQContext, events
 
-__all__ = ["ZeroMQContext", "ZeroMQLink"]
-
-_FRAMES_IN_QUEUE = 16
-"""How many frames ZeroMQ may hold on either side of a link."""
+__all__ = ["ZeroMQLink"]
 
 _FRAMES_PER_TURN = 64
 _LINGER_MS = 1000
@@ -47,74 +43,7 @@ _LINGER_MS = 1000
 _SETTLING_SECONDS = 0.05
 """After a disconnection ZeroMQ's thread may still be handing over what had come before it."""
 
-_HANDSHAKE_MS = 10_000
-_RECONNECT_MS = 3_600_000
-"""Longer than a link outlives its connection. Told not to reconnect, libzmq drops what has come and was not read."""
-
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-
-
-_CONTEXT_DESCRIPTORS = 12
-_LINK_DESCRIPTORS = 8
-"""More than libzmq opens at once, for its threads and for a socket with its monitor, listener and connection."""
-
-
-class ZeroMQContext:
-    """ZeroMQ as one loop of one process uses it: its context, and who may connect to which bound link.
-
-    Made lazily, never before a fork. The check of the keys is a small service that libzmq asks (ZAP, RFC 27).
-    """
-
-    def __init__(self) -> None:
-        """Raises DomainUnavailable where ZeroMQ cannot have what it needs."""
-        _check_descriptors(_CONTEXT_DESCRIPTORS)
-        self._context = zmq.Context()
-        self._allowed: dict[bytes, bytes] = {}
-        self._gate = self._context.socket(zmq.ROUTER)
-        self._gate.linger = 0
-        self._gate.bind("inproc://zeromq.zap.01")
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._gate.fileno(), self.check_keys)
-
-    def socket(self) -> zmq.Socket[bytes]:
-        """One end of a link. Raises DomainUnavailable if there can be none."""
-        _check_descriptors(_LINK_DESCRIPTORS)
-        made = self._context.socket(zmq.PAIR)
-        made.sndhwm = made.rcvhwm = _FRAMES_IN_QUEUE
-        made.linger = 0
-        made.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
-        made.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        return made
-
-    def allow(self, endpoint: bytes, client_public: bytes) -> None:
-        """Let this client, and no other, connect to the link that is bound as `endpoint`."""
-        self._allowed[endpoint] = z85.decode(client_public)
-
-    def disallow(self, endpoint: bytes) -> None:
-        self._allowed.pop(endpoint, None)
-
-    @property
-    def gate(self) -> int:
-        """The descriptor that tells of somebody at the gate."""
-        return self._gate.fileno()
-
-    def check_keys(self) -> None:
-        """Let in, or turn away, those who are at the gate."""
-        gate = self._gate
-        while _events(gate) & zmq.POLLIN:
-            sender, empty, version, request, domain, _, _, mechanism, *credentials = gate.recv_multipart()
-            allowed = self._allowed.get(domain)
-            good = mechanism == b"CURVE" and allowed is not None and credentials == [allowed]
-            status = [b"200", b"OK"] if good else [b"400", b"this key is not expected here"]
-            gate.send_multipart([sender, empty, version, request, *status, b"", b""])
-
-    def close(self) -> None:
-        """Release it. Waits, for what was said last on links that are gone, at most their linger time.
-
-        Links that are not are cut: ZeroMQ would wait for them for ever, here or in the collector of garbage.
-        """
-        self._loop.remove_reader(self._gate.fileno())
-        self._context.destroy(linger=0)
 
 
 class ZeroMQLink(Link):
@@ -201,7 +130,7 @@ class ZeroMQLink(Link):
         return [*self._readers, self._context.gate]
 
     def _is_ready(self) -> bool:
-        return bool(_events(self._socket) & zmq.POLLIN or _events(self._monitor) & zmq.POLLIN)
+        return bool(events(self._socket) & zmq.POLLIN or events(self._monitor) & zmq.POLLIN)
 
     def _turn(self) -> None:
         self._context.check_keys()
@@ -256,10 +185,10 @@ class ZeroMQLink(Link):
         for _ in range(_FRAMES_PER_TURN):
             if self.state is LinkState.GONE:
                 return
-            events = _events(self._socket)
-            if events & zmq.POLLIN:
+            possible = events(self._socket)
+            if possible & zmq.POLLIN:
                 self._receive()
-            elif events & zmq.POLLOUT and self._outgoing:
+            elif possible & zmq.POLLOUT and self._outgoing:
                 if self._send(self._outgoing[0]) and self._outgoing:
                     self.pending_bytes -= len(self._outgoing.popleft())
                     self._written()
@@ -289,7 +218,7 @@ class ZeroMQLink(Link):
     # The peer's end
 
     def _hear_monitor(self) -> None:
-        while self.state is not LinkState.GONE and _events(self._monitor) & zmq.POLLIN:
+        while self.state is not LinkState.GONE and events(self._monitor) & zmq.POLLIN:
             message = parse_monitor_message(self._monitor.recv_multipart())
             event, descriptor = message["event"], message["value"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -337,7 +266,7 @@ class ZeroMQLink(Link):
 
     def _settled(self) -> None:
         """All that the peer said has come: hear it, then its end."""
-        while self.state is not LinkState.GONE and _events(self._socket) & zmq.POLLIN:
+        while self.state is not LinkState.GONE and events(self._socket) & zmq.POLLIN:
             self._receive()
         self._settling = None
         if self.state is not LinkState.GONE:
@@ -375,22 +304,7 @@ def _opened(context: ZeroMQContext, name: str, address: str) -> Iterator[zmq.Soc
         raise DomainUnavailable(f"no link to {name} can be opened at {address}: {error}") from error
 
 
-def _check_descriptors(count: int) -> None:
-    """See that so many more can be opened: where libzmq gets none for its own use it ends the process."""
-    with contextlib.ExitStack() as opened:
-        try:
-            for _ in range(count):
-                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-        except OSError as error:
-            raise DomainUnavailable(f"there is nothing to open a ZeroMQ link with: {error}") from error
-
-
 def _is_readable(connection: socket.socket) -> bool:
     polling = select.poll()
     polling.register(connection, select.POLLIN)
     return bool(polling.poll(0))
-
-
-def _events(connection: zmq.Socket[bytes]) -> int:
-    """What a socket can do now; asking also takes note of what its descriptor told."""
-    return cast(int, connection.getsockopt(zmq.EVENTS))

@@ -20,7 +20,7 @@ from domains.ipc.link import Codec, Link
 from domains.ipc.socketpair import SocketPairLink, open_pair
 
 if TYPE_CHECKING:
-    from domains.ipc.zeromq import ZeroMQContext
+    from domains.ipc.zeromq_context import ZeroMQContext
 
 
 _LONGEST_DIRECTORY = 90
@@ -154,7 +154,7 @@ class ZeroMQKind(LinkKind):
 
     def open_context(self) -> ZeroMQContext:
         """What the links of this process share; made when it is first needed."""
-        from domains.ipc.zeromq import ZeroMQContext
+        from domains.ipc.zeromq_context import ZeroMQContext
 
         if self._context is None:
             self._context = ZeroMQContext()

@@ -24,7 +24,8 @@ from domains.ipc.inprocess import connect_in_process
 from domains.ipc.keys import new_key_pair
 from domains.ipc.link import Link
 from domains.ipc.socketpair import SocketPairLink, open_pair
-from domains.ipc.zeromq import ZeroMQContext, ZeroMQLink
+from domains.ipc.zeromq import ZeroMQLink
+from domains.ipc.zeromq_context import ZeroMQContext
 
 
 class AnyCodec:
@@ -222,7 +223,8 @@ class ZeroMQ(BetweenProcesses):
         link = self.bound(address, ours)
         opening = """
 from domains.ipc.keys import KeyPair
-from domains.ipc.zeromq import ZeroMQContext, ZeroMQLink
+from domains.ipc.zeromq import ZeroMQLink
+from domains.ipc.zeromq_context import ZeroMQContext
 link = ZeroMQLink.connect(
     AnyCodec(), "parent", ZeroMQContext(), arguments["address"], arguments["server"].encode(),
     KeyPair(arguments["public"].encode(), arguments["secret"].encode()),

@@ -16,7 +16,7 @@ from domains import ConnectionLost, DomainUnavailable
 from domains.ipc.frames import frame_header
 from domains.ipc.keys import new_key_pair
 from domains.ipc.link import LinkState
-from domains.ipc.zeromq import ZeroMQContext
+from domains.ipc.zeromq_context import ZeroMQContext
 from domains.scheduler.run import new_event_loop
 
 from .links import AnyCodec, Recorder, ZeroMQ, turns
