@@ -13,14 +13,14 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from domains.cancelling import Cancelling
 from domains.conversation import Buffers, Conversation
-from domains.errors import Cancelled, Closed, ConnectionLost, DomainDied, DomainsError, DomainUnavailable
+from domains.errors import Closed, ConnectionLost, DomainDied, DomainsError, DomainUnavailable
 from domains.failures import pack_failure
 from domains.functions import SentFunctions
 from domains.identity import current
-from domains.interruption import GRACE_SECONDS, INTERRUPT_SIGNAL
 from domains.ipc.claims import OfferedClaims
-from domains.ipc.interrupts import NOBODY, SentInterrupts
+from domains.ipc.interrupts import SentInterrupts
 from domains.job import Job, JobState
 from domains.launcher.provider import DomainProcess, Ending
 from domains.logs import handle_record
@@ -63,20 +63,6 @@ class DomainState(enum.Enum):
 _OPEN = DomainState.OPEN  # to look up an enum's member takes long
 
 
-class _Cancelling:
-    """A job that was asked to end and has not answered. Asked -> Heard, once it is known to unwind as a fiber."""
-
-    __slots__ = ("is_heard", "job", "reason", "since", "was_seen_to")
-
-    def __init__(self, job: Job[Any], reason: BaseException, since: float) -> None:
-        self.job = job
-        self.reason = reason
-        self.since = since
-        self.is_heard = False
-        self.was_seen_to = False
-        """Whether its domain was asked since then whose fiber has its turn."""
-
-
 class DomainHandle:
     """The parent's side of one domain. All its methods belong to the loop's thread."""
 
@@ -93,7 +79,7 @@ class DomainHandle:
         self.name = name
         self.claims = claims
         self.interrupts = interrupts
-        self.grace_seconds = GRACE_SECONDS
+        self.cancelling = Cancelling(self, interrupts)
         self.conversation = conversation
         self.link = conversation.link
         self.state = DomainState.OPEN
@@ -109,14 +95,12 @@ class DomainHandle:
         self._when_lent: Callable[[Job[Any], bool], None] | None = None
         self._when_ended: list[Callable[[DomainHandle], None]] = []
         self._last_words: asyncio.TimerHandle | None = None
-        self._cancelling: dict[int, _Cancelling] = {}
-        self._watch: asyncio.TimerHandle | None = None
         self._why_killed: str | None = None
         self._when_ready: Callable[[], object] | None = None
         conversation.handle(Ready, self._ready)
         conversation.handle(JobReturned, self._answered)
         conversation.handle(JobRaised, self._answered)
-        conversation.handle(CancelHeard, self._cancel_heard)
+        conversation.handle(CancelHeard, lambda message, _: self.cancelling.heard(message.job))
         conversation.handle(LendWeight, lambda message, _: self._weight_lent(message.job, True))
         conversation.handle(RegainWeight, lambda message, _: self._weight_lent(message.job, False))
         conversation.when_gone(self._link_gone)
@@ -199,59 +183,11 @@ class DomainHandle:
         """Ask for the end of a job that was sent here; its answer still comes."""
         assert job.state is JobState.SENT
         job.state = JobState.CANCELLING
-        loop = asyncio.get_running_loop()
-        cancelling = self._cancelling[job.ticket] = _Cancelling(job, reason, loop.time())
+        self.cancelling.ask(job, reason)
         if self.link.is_open:
-            if not job.function.is_async:
-                # The message would not be read while it runs. The request comes before the message, which ends it.
-                self._interrupt(cancelling)
             packed = pack_failure(reason, self.conversation.pickling, f"domain {current().name!r}")
             message = CancelJob(job.ticket, packed.data, len(packed.buffers))
             self.conversation.send(message, packed.buffers)
-        if self._watch is None:
-            self._watch = loop.call_later(self.grace_seconds / 4, self._watch_cancelled)
-
-    def _interrupt(self, cancelling: _Cancelling) -> None:
-        if self.interrupts.ask(cancelling.job.ticket):
-            self._process.send_signal(INTERRUPT_SIGNAL)
-
-    def _watch_cancelled(self) -> None:
-        """See to those that were asked to end and have not: ask again, and in the end kill the domain."""
-        self._watch = None
-        if self.has_ended or not self._cancelling:
-            return
-        loop = asyncio.get_running_loop()
-        busy_with, found = self.interrupts.busy_with
-        in_fiber = busy_with == NOBODY and self.was_ready
-        is_asked = False
-        for ticket, cancelling in self._cancelling.items():
-            if cancelling.is_heard:
-                continue  # it unwinds
-            if in_fiber:
-                is_asked = True
-                was_seen_to, cancelling.was_seen_to = cancelling.was_seen_to, True
-                is_to_blame = was_seen_to and (found == ticket or found not in self.jobs)
-            else:
-                is_to_blame = busy_with == ticket
-            if not is_to_blame:
-                continue  # it waits behind another job, or for its turn
-            age = loop.time() - cancelling.since
-            if age >= self.grace_seconds:
-                self.kill(f"job {cancelling.job.function.name!r} was cancelled and did not end in {age:.1f} s")
-                return
-            if busy_with == ticket:
-                if age >= self.grace_seconds * 0.7:
-                    self._interrupt(cancelling)  # the last warning, even if it did notice the first
-                else:
-                    self._process.send_signal(INTERRUPT_SIGNAL)
-        if is_asked:  # whose fiber has its turn; if it is no job's that is here, all of them are to blame the next time
-            self.interrupts.busy_with[1] = NOBODY
-            self._process.send_signal(INTERRUPT_SIGNAL)
-        self._watch = loop.call_later(self.grace_seconds / 4, self._watch_cancelled)
-
-    def _cancel_heard(self, message: CancelHeard, _: Buffers) -> None:
-        # It unwinds as a fiber, and may wait for something as it does: that is its business.
-        self._cancelling[message.job].is_heard = True
 
     def job_ended(self, job: Job[Any]) -> None:
         """A job that this domain was called with has ended: there is nothing to account for."""
@@ -374,7 +310,7 @@ class DomainHandle:
     def _answered(self, message: JobReturned | JobRaised, buffers: Buffers) -> None:
         ticket = message.job
         job = self.jobs.pop(ticket)
-        cancelling = self._cancelling.pop(ticket, None) if self._cancelling else None
+        why_cancelled = self.cancelling.answered(ticket) if self.cancelling.requests else None
         pickling = self.conversation.pickling
         try:
             if self._when_answered is not None:
@@ -382,7 +318,7 @@ class DomainHandle:
             if isinstance(message, JobReturned):
                 job.returned(message, buffers, pickling)
             else:
-                job.raised(message, buffers, pickling, None if cancelling is None else cancelling.reason)
+                job.raised(message, buffers, pickling, why_cancelled)
         except BaseException:
             if job.state is JobState.SENT or job.state is JobState.CANCELLING:
                 self.jobs[ticket] = job  # this is about to end the link, and that fails the jobs that are here
@@ -421,8 +357,7 @@ class DomainHandle:
         assert self.ending is not None
         in_order = self.state is DomainState.FINISHING and self.ending.exitcode == 0
         self.state = DomainState.FINISHED if in_order else DomainState.DEAD
-        if self._watch is not None:
-            self._watch.cancel()
+        self.cancelling.close()
         with contextlib.ExitStack() as steps:  # all are taken, also if one raises: nobody waits for ever
             steps.callback(self._end.resolve, self.ending)
             steps.callback(self.interrupts.close)
@@ -433,7 +368,5 @@ class DomainHandle:
 
     def _fail_jobs(self) -> None:
         jobs, self.jobs = self.jobs, {}
-        cancellings, self._cancelling = self._cancelling, {}
         for ticket, job in jobs.items():
-            cancelling = cancellings.get(ticket)
-            job.fail_undelivered(self.error(job), None if cancelling is None else Cancelled(cancelling.reason))
+            job.fail_undelivered(self.error(job), self.cancelling.failure_of(ticket))

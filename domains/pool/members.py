@@ -200,7 +200,7 @@ class Members:
                 raise
         state = MemberState.SERVING if job is None else MemberState.STARTING
         member = self._by_handle[handle] = Member(handle, state)
-        handle.grace_seconds = options.grace
+        handle.cancelling.grace_seconds = options.grace
         handle.conversation.after_frame(self._listener.answers_came)
         handle.when_answered(partial(self._listener.answered, member))
         handle.when_lent(partial(self._listener.weight_lent, member))

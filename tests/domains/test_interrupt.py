@@ -11,7 +11,7 @@ import pytest
 
 import domains
 from domains import ExecutorPool, Stream, Switch
-from domains.domain import DomainHandle
+from domains.cancelling import Cancelling
 from domains.references.shared_stream import SharedStream
 
 
@@ -343,13 +343,13 @@ async def compute(begin, finish):
 def test_jobs_that_are_cancelled_as_a_fiber_computes_do_no_harm_to_it(tmp_path, monkeypatch):  # S66
     waits, computes, finish = tmp_path / "waits", tmp_path / "computes", tmp_path / "finish"
     looks = Stream(100)
-    watch_cancelled = DomainHandle._watch_cancelled
+    look = Cancelling.look
 
-    def look(handle):
+    def look_and_tell(cancelling):
         looks.add_nonblocking(None)
-        watch_cancelled(handle)
+        look(cancelling)
 
-    monkeypatch.setattr(DomainHandle, "_watch_cancelled", look)
+    monkeypatch.setattr(Cancelling, "look", look_and_tell)
 
     async def finish_when_looked_at():
         for _ in range(8):  # four to the grace
