@@ -104,8 +104,8 @@ def _acquire(semaphore: Semaphore, served: Served) -> Withdraw | None:
 
 def _release_too_many(semaphore: Semaphore, served: Served) -> None:
     """The sender knows of no permit that it has; perhaps by an earlier reference of its."""
-    semaphore.release()
     _give_back(served.export, served.sender)
+    semaphore.release()
     served.resume(None)
 
 
@@ -122,7 +122,7 @@ def _forget_released(export: Export, free: int) -> None:
     limit = export.target._limit
     if limit is not None and len(export.held) == 1:
         ((sender, held),) = export.held.items()
-        still = min(held, limit - free)
+        still = max(0, min(held, limit - free))
         if still:
             export.held[sender] = still
         else:

@@ -143,6 +143,28 @@ def test_a_permit_released_by_a_later_reference_is_released_once(link: str) -> N
     in_pool(main, link)
 
 
+def test_a_permit_released_by_a_later_reference_to_one_who_waits_is_counted_once(link: str) -> None:  # S50
+    async def main(pool: Any) -> None:
+        semaphore = Semaphore(2)
+        async with pool._manager.spawn() as domain, pool._manager.spawn() as other, Switch() as switch:
+            await domain.call(acquire, semaphore)
+            await domain.call(acquire, semaphore)
+            taken = switch.fork_promise(other.call, acquire, semaphore)
+            while not semaphore._waiters:
+                await fiber.yield_now()
+            await domain.call(release_by_another_reference, semaphore)
+            await taken
+            os.kill(domain.pid, signal.SIGKILL)
+            with pytest.raises(DomainDied):
+                await domain.call(fiber.await_cancel)
+            assert semaphore.value == 1
+            await other.call(release_kept)
+            await other.call(forget)
+        assert semaphore.value == 2
+
+    in_pool(main, link)
+
+
 # Mutexes
 
 
