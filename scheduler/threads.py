@@ -59,11 +59,11 @@ async def run_in_thread(f: Callable[[*Ts], T], *args: *Ts, cancellable: bool = F
     calls = _calls.setdefault(loop, _Calls())
     calls.under_way += 1
     try:
-        await calls.permits.acquire()
         promise: Promise[T]
         promise, resolver = Promise.create(getattr(f, "__name__", None))
         call = functools.partial(contextvars.copy_context().run, f, *args)
         thread = CallThread(call, loop, calls.permits, resolver)
+        await calls.permits.acquire()
         try:
             thread.start()
         except BaseException:  # RuntimeError: the system gives no more threads; or a signal's, though there is one

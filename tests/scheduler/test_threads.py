@@ -266,6 +266,20 @@ def test_a_start_that_is_interrupted_gives_its_permit_back_once(
     assert run(main) == THREADS_AT_ONCE
 
 
+def test_a_thread_that_cannot_be_made_keeps_no_permit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    async def main() -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(CallThread, "__init__", no_memory)
+            with pytest.raises(MemoryError):
+                await run_in_thread(int)
+        return _calls[asyncio.get_running_loop()].permits.value
+
+    assert run(main) == THREADS_AT_ONCE
+
+
 def test_of_eight_threads_that_resolve_one_promise_exactly_one_does(run: Run) -> None:  # S34
     rounds = 100
 
