@@ -183,7 +183,6 @@ async def map(f: Callable[[A], Any], xs: Iterable[A], max_fibers: int | None = N
 
 async def _work(switch: Switch, source: Iterator[Any], f: Callable[[Any], Any], results: list[Any], more: int) -> None:
     """Take items one after another; the first thing is to start the next worker, if there is something for it."""
-    check()  # before an item is read, which nobody would use
     for x in source:
         check()
         index = len(results)
@@ -192,7 +191,6 @@ async def _work(switch: Switch, source: Iterator[Any], f: Callable[[Any], Any], 
             switch.fork(_work, switch, source, f, results, more - 1, name=getattr(f, "__name__", "map"))
             more = 0
         results[index] = await _call(f, x)
-        check()
 
 
 async def filter(p: Callable[[A], Awaitable[bool] | bool], xs: Iterable[A], max_fibers: int | None = None) -> list[A]:

@@ -329,23 +329,6 @@ def test_max_fibers_that_is_no_integer_is_refused(run: Run, limit: Any) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("max_fibers", [1, 3])
-def test_nothing_is_read_for_those_who_were_cancelled(run: Run, max_fibers: int) -> None:  # S4 S8
-    async def main() -> list[int]:
-        seen: list[int] = []
-
-        def source() -> Iterator[int]:
-            for number in range(10):
-                seen.append(number)
-                yield number
-
-        with CancelScope() as scope:
-            await fiber.iter(lambda _: scope.cancel(), source(), max_fibers)
-        return seen
-
-    assert run(main) == [0]
-
-
 @pytest.mark.parametrize("max_fibers", [None, 2])
 def test_an_iterator_that_raises_cancels_what_was_started(run: Run, max_fibers: int | None) -> None:  # S4
     trace: list[str] = []
