@@ -270,6 +270,7 @@ class ZeroMQLink(Link):
             self._receive()
         self._settling = None
         if self.state is not LinkState.GONE:
+            self._connections.clear()  # though the monitor may not have told so yet
             self._peer_gone(False)
 
     def _release(self) -> None:
