@@ -1,7 +1,7 @@
 """The pytest plugin: an `async def` test runs by `domains.testing.run`, in virtual time.
 
-A test that takes `env` gets that program's environment. Tests that another plugin's mark claims are left alone.
-Importing this costs next to nothing: pytest does it in every project where domains is installed.
+A test that takes `env` gets that program's environment. Tests that another plugin's mark claims are left alone, and
+have no `env`. Importing this costs next to nothing: pytest does it in every project where domains is installed.
 """
 
 from __future__ import annotations
