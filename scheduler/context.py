@@ -16,6 +16,7 @@ Everything here belongs to the loop's thread, and nothing waits.
 from __future__ import annotations
 
 import asyncio
+import functools
 import weakref
 from asyncio import CancelledError
 from collections.abc import Iterator
@@ -76,6 +77,12 @@ class Fiber:
 
     def task(self) -> asyncio.Task[Any]:
         """The asyncio task that runs it."""
+        task = self.living_task()
+        assert task is not None, "a fiber is used only while its task lives"
+        return task
+
+    def living_task(self) -> asyncio.Task[Any] | None:
+        """The same, or None if it was collected as garbage: perhaps by another thread, just now."""
         raise NotImplementedError
 
     @property
@@ -147,6 +154,9 @@ class FiberTask(asyncio.Task[Any], Fiber):
     def task(self) -> asyncio.Task[Any]:
         return self
 
+    def living_task(self) -> asyncio.Task[Any]:
+        return self
+
     def cancel(self, msg: Any = None) -> bool:
         """As asyncio's, but a task that has not begun still begins, so that its switch hears how it ended."""
         if self.early_cancel is None:
@@ -162,19 +172,22 @@ class _ForeignFiber(Fiber):
     __slots__ = ("_task", "context", "delivered", "suspension", "told")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
-        context = Context(None, f"task {task.get_name()!r}")
-        # The tree ends with the task: its fiber and context hold each other, and would stay until garbage collection.
-        self._task = weakref.ref(task, lambda _: context.fibers.clear())
+        self._task = weakref.ref(task, functools.partial(_task_gone, weakref.ref(self)))
         self.suspension = None
         self.told = None
         self.delivered = 0
-        self.context = context
-        context.fibers[self] = None
+        self.context = Context(None, f"task {task.get_name()!r}")
+        self.context.fibers[self] = None
 
-    def task(self) -> asyncio.Task[Any]:
-        task = self._task()
-        assert task is not None, "a fiber is used only while its task lives"
-        return task
+    def living_task(self) -> asyncio.Task[Any] | None:
+        return self._task()
+
+
+def _task_gone(ref: weakref.ref[_ForeignFiber], _: object) -> None:
+    """A fiber and its context hold each other, and would stay until garbage collection, wherever it was just then."""
+    fiber = ref()
+    if fiber is not None:
+        fiber.context.fibers.pop(fiber, None)
 
 
 class Context:

@@ -89,24 +89,29 @@ def dump_to_stderr(*_: Any) -> None:
             text = text[os.write(2, text) :]
 
 
-def _tree(root: Context, seen: set[asyncio.Task[Any]]) -> Iterator[str]:
+def _tree(root: Context, seen: set[asyncio.Task[Any]]) -> list[str]:
+    """The lines of a tree; none if nothing in it lives, as where its task has ended."""
+    lines: list[str] = []
+    is_alive = False
     for depth, context in root.tree():
         indent = "  " * depth
-        fibers = [fiber for fiber in list(context.fibers) if not fiber.task().done()]
-        if context is root and not fibers and not context.children:
-            return  # of a task that has ended
         cancellation = context.cancellation
         text = context.label if context.owner is None else shown(context.owner).strip("<>")
         if cancellation is not None:
             text += ", cancelled"
             if cancellation.reason is not None:
                 text += f" because of {shown(cancellation.reason)}"
-        yield indent + text
-        for fiber in fibers:
-            seen.add(fiber.task())
-            yield f"{indent}  {report(fiber)}"
-        for work in list(context.adopted):
-            yield f"{indent}  elsewhere: {shown(work)}"
+        lines.append(indent + text)
+        inside: list[object] = []
+        for fiber in list(context.fibers):
+            task = fiber.living_task()
+            if task is not None and not task.done():
+                seen.add(task)
+                inside.append(report(fiber))
+        inside += [f"elsewhere: {shown(work)}" for work in list(context.adopted)]
+        is_alive = is_alive or bool(inside)
+        lines += [f"{indent}  {line}" for line in inside]
+    return lines if is_alive else []
 
 
 def _task_line(task: asyncio.Task[Any]) -> str:

@@ -111,7 +111,8 @@ class MockLoop(asyncio.SelectorEventLoop):
             raise self.deadlock  # what it was cancelled for; and unwinding is stuck as well
         self.deadlock = Deadlock(_describe(self))
         for root in root_contexts():
-            if any(fiber.task().get_loop() is self for fiber in _fibers_in(root)):
+            tasks = [fiber.living_task() for fiber in _fibers_in(root)]
+            if any(task is not None and task.get_loop() is self for task in tasks):
                 root.cancel(self.deadlock)
 
 
@@ -125,8 +126,9 @@ def _describe(loop: asyncio.AbstractEventLoop) -> str:
     tasks = {task for task in asyncio.all_tasks(loop) if not task.done()}
     for root in sorted(root_contexts(), key=lambda root: root.label != "root"):
         for fiber in _fibers_in(root):
-            if fiber.task() in tasks:
-                tasks.discard(fiber.task())
+            task = fiber.living_task()
+            if task is not None and task in tasks:
+                tasks.discard(task)
                 told = report(fiber)
                 waits = "waits in other code" if told.operation is None else f"waits in {told.operation}"
                 target = "" if told.target is None else f" on {shown(told.target)}"

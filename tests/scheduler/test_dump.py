@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import io
@@ -282,6 +283,32 @@ def test_the_dump_is_returned_and_written_to_a_file(run: Run) -> None:
 
     assert run(main) == file.getvalue()
     assert file.getvalue().startswith("root\n")
+
+
+def test_a_task_that_is_thrown_away_inside_a_switch_is_not_shown() -> None:
+    async def stuck() -> None:
+        with contextlib.suppress(RuntimeError):  # nothing can wait as it is thrown away
+            async with Switch("left behind"):
+                await asyncio.Event().wait()
+
+    async def begin() -> str:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # it was pending
+        task = asyncio.ensure_future(stuck())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        del task
+        return fiber.dump()
+
+    loop = asyncio.new_event_loop()
+    assert "left behind" in loop.run_until_complete(begin())
+    loop.close()
+    del loop
+    gc.disable()  # what is left of the task itself must not be collected a second later
+    try:
+        gc.collect()
+        assert "left behind" not in fiber.dump()
+    finally:
+        gc.enable()
 
 
 def test_dumping_changes_nothing(run: Run) -> None:
