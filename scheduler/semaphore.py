@@ -23,7 +23,7 @@ class Semaphore:
     n that is no int of at least 0.
     """
 
-    __slots__ = ("__weakref__", "_limit", "_value", "_waiters", "label")
+    __slots__ = ("__weakref__", "_lent", "_limit", "_value", "_waiters", "label")
 
     def __init__(self, n: int, *, bounded: bool = True, label: str | None = None) -> None:
         if type(n) is not int:
@@ -33,6 +33,7 @@ class Semaphore:
         self.label = label
         self._value = n
         self._limit = n if bounded else None
+        self._lent = 0  # of the permits that are taken, those that somebody keeps account of, to have them back
         self._waiters: WaitQueue[None] = WaitQueue()
 
     def __repr__(self) -> str:
@@ -54,6 +55,8 @@ class Semaphore:
         """Give a permit back; any fiber may. Raises ValueError above the limit of a bounded semaphore."""
         if self._value == self._limit:
             raise ValueError(f"{self!r} has all its permits already: this was released too often")
+        if self._lent and self._limit is not None and self._lent == self._limit - self._value:
+            self._lent -= 1  # no other is out: it was released in its holder's stead
         if self._waiters and self._waiters.wake_first(None):
             return
         self._value += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from domains.errors import DomainsError
@@ -63,10 +62,11 @@ class SemaphoreKind(Kind):
         return SemaphoreReference(references, home, number, label)
 
     def domain_gone(self, export: Export, sender: int, error: DomainsError) -> None:
-        _forget_released(export, export.target._value)
-        for _ in range(export.held.pop(sender, 0)):
-            with contextlib.suppress(ValueError):  # somebody else has released it in its stead
-                export.target.release()
+        _forget_released(export)
+        for _ in range(min(export.held.get(sender, 0), export.target._lent)):
+            _give_back(export, sender)
+            export.target.release()
+        export.held.pop(sender, None)
 
 
 class _Permit:
@@ -87,9 +87,10 @@ class _Permit:
 def _grant(served: Served) -> bool:
     if not served.resume(None):
         return False
-    held = served.export.held
-    _forget_released(served.export, served.export.target._value + 1)
-    held[served.sender] = held.get(served.sender, 0) + 1
+    export = served.export
+    _forget_released(export)
+    export.held[served.sender] = export.held.get(served.sender, 0) + 1
+    export.target._lent += 1
     return True
 
 
@@ -114,24 +115,26 @@ def _release(export: Export, sender: int) -> None:
     export.target.release()
 
 
-def _forget_released(export: Export, free: int) -> None:
+def _forget_released(export: Export) -> None:
     """Where somebody has released a permit in its holder's stead, it does not come back once more when that ends.
 
     Which holder's it was can be told only where there is one.
     """
-    limit = export.target._limit
-    if limit is not None and len(export.held) == 1:
+    if len(export.held) == 1:
         ((sender, held),) = export.held.items()
-        still = max(0, min(held, limit - free))
-        if still:
-            export.held[sender] = still
-        else:
-            del export.held[sender]
+        _set_held(export, sender, min(held, export.target._lent))
 
 
 def _give_back(export: Export, sender: int) -> None:
+    """A permit is about to be released by this domain: one of those that it holds, if it holds any."""
     held = export.held.get(sender, 0)
-    if held > 1:
-        export.held[sender] = held - 1
-    elif held:
+    if held:
+        _set_held(export, sender, held - 1)
+        export.target._lent = max(0, export.target._lent - 1)
+
+
+def _set_held(export: Export, sender: int, held: int) -> None:
+    if held:
+        export.held[sender] = held
+    else:
         del export.held[sender]

@@ -78,6 +78,32 @@ def test_a_permit_that_was_released_in_its_stead_is_not_released_when_its_domain
     in_pool(main, link)
 
 
+@pytest.mark.parametrize("bounded", [True, False])
+@pytest.mark.parametrize("taken", ["before", "after"])
+def test_a_permit_released_in_its_stead_that_the_home_took_does_not_come_back_twice(
+    link: str, taken: str, bounded: bool
+) -> None:  # S50
+    async def main(pool: Any) -> None:
+        semaphore = Semaphore(1, bounded=bounded)
+        async with pool._manager.spawn() as domain, Switch() as switch:
+            await domain.call(acquire, semaphore)
+            if taken == "before":
+                switch.fork(semaphore.acquire)
+                await fiber.yield_now()
+                semaphore.release()
+            else:
+                semaphore.release()
+                await semaphore.acquire()
+            os.kill(domain.pid, signal.SIGKILL)
+            with pytest.raises(DomainDied):
+                await domain.call(fiber.await_cancel)
+            # Of one without a bound nobody knows how many are out: each that a domain acquired comes back with its end.
+            assert semaphore.value == (0 if bounded else 1)
+            semaphore.release()
+
+    in_pool(main, link)
+
+
 @pytest.mark.parametrize("taken", ["before", "after"])
 def test_a_permit_released_in_its_stead_that_another_took_does_not_come_back_twice(
     link: str, taken: str
