@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import starmap
 from typing import Any
 
-from domains.pool.group import finish_async
+from domains.pool.group import run_all
 from domains.scheduler import fiber
-from domains.scheduler.awaitables import is_awaitable
 
 RUNS_USER_CODE = True
 """Jobs may be interrupted in here: see `domains.interruption`."""
 
 
 def call_chunk(f: Callable[..., Any], chunk: Sequence[tuple[Any, ...]]) -> list[Any] | Awaitable[list[Any]]:
-    rest = iter(chunk)
-    first = f(*next(rest))
-    return finish_async(lambda args: f(*args), first, rest) if is_awaitable(first) else [first, *starmap(f, rest)]
+    return run_all(lambda args: f(*args), iter(chunk))
 
 
 async def call_chunk_async(f: Callable[..., Awaitable[Any]], chunk: Sequence[tuple[Any, ...]]) -> list[Any]:

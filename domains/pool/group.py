@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from domains.scheduler import fiber
@@ -13,16 +13,28 @@ RUNS_USER_CODE = True
 
 
 def run_group(f: Callable[[Any], Any], items: list[Any]) -> list[Any] | Awaitable[list[Any]]:
-    rest = iter(items)
-    first = f(next(rest))
-    return finish_async(f, first, rest) if is_awaitable(first) else [first, *map(f, rest)]
+    return run_all(f, iter(items))
 
 
 async def run_group_async(f: Callable[[Any], Awaitable[Any]], items: list[Any]) -> list[Any]:
     return await fiber.map(f, items)
 
 
-async def finish_async(f: Callable[[Any], Any], first: Awaitable[Any], rest: Iterable[Any]) -> list[Any]:
-    """A plain function has returned what is to be awaited, as it will for the rest of the items."""
-    result, results = await fiber.pair(lambda: first, lambda: fiber.map(f, rest))
-    return [result, *results]
+def run_all(f: Callable[[Any], Any], items: Iterator[Any]) -> list[Any] | Awaitable[list[Any]]:
+    """The results of a plain function; from the first on that is to be awaited they go on beside each other."""
+    results: list[Any] = []
+    add = results.append
+    plain: type | None = None  # to ask of each whether it is to be awaited takes longer than most functions
+    for item in items:
+        result = f(item)
+        if type(result) is not plain:
+            if is_awaitable(result):
+                return _finish(f, results, result, items)
+            plain = type(result)
+        add(result)
+    return results
+
+
+async def _finish(f: Callable[[Any], Any], results: list[Any], next_one: Awaitable[Any], rest: Iterator[Any]) -> Any:
+    result, others = await fiber.pair(lambda: next_one, lambda: fiber.map(f, rest))
+    return [*results, result, *others]

@@ -310,6 +310,24 @@ def test_awaitables_of_a_plain_function_go_on_beside_each_other_in_a_group():
 _met: list[int] = []
 
 
+def square_some_later(x):
+    return square_async(x) if x % 3 else square(x)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_function_may_return_what_is_awaited_for_some_items_and_not_for_others(first):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            items = range(first, 20)
+            squares = [square(n) for n in items]
+            assert await pool.map(square_some_later, items, weight=1.0, chunk=20) == squares
+            executor = pool.as_executor()
+            chunks = executor.map(square_some_later, items, chunksize=20)
+            assert await domains.run_in_thread(list, chunks) == squares
+
+    run(main)
+
+
 @pytest.mark.parametrize("failing", [0, 5])
 def test_awaitables_of_a_group_that_fails_are_all_awaited(capfd, failing):
     async def fail(n):
