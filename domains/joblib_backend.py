@@ -116,7 +116,7 @@ class _DomainsBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self.parallel = None  # it knows us, and would keep us until the garbage collector comes
 
     def _end_executor(self) -> None:
-        executor, self._executor = self._executor, None
+        executor, self._executor, self._workers_wanted = self._executor, None, 0  # a Ctrl-C may come before the next
         if executor is not None:
             executor.shutdown()
 

@@ -52,6 +52,19 @@ def test_batches_run_in_domains_in_order() -> None:
         assert os.getpid() not in parallel(pid_of, range(10))
 
 
+def test_a_ctrl_c_as_the_number_of_domains_changes_leaves_the_backend_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with joblib.parallel_config("domains", n_jobs=2):
+        assert parallel(abs, [-1, -2]) == [1, 2]
+        with monkeypatch.context() as patch:
+            patch.setattr("domains.joblib_backend.PoolExecutor", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                parallel(abs, [-1, -2], n_jobs=3)
+        assert parallel(abs, [-1, -2]) == [1, 2]
+
+
 def test_its_domains_serve_every_call_of_the_block() -> None:
     with joblib.parallel_config("domains", n_jobs=2):
         first, second = (set(parallel(pid_of, range(50), batch_size=1)) for _ in range(2))
