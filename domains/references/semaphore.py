@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from domains.errors import DomainsError
@@ -65,7 +66,8 @@ class SemaphoreKind(Kind):
         _forget_released(export)
         for _ in range(min(export.held.get(sender, 0), export.target._lent)):
             _give_back(export, sender)
-            export.target.release()
+            with contextlib.suppress(ValueError):  # others have released all while the last went to one who waited
+                export.target.release()
         export.held.pop(sender, None)
 
 
@@ -87,10 +89,12 @@ class _Permit:
 def _grant(served: Served) -> bool:
     if not served.resume(None):
         return False
-    export = served.export
+    export, semaphore = served.export, served.export.target
     _forget_released(export)
     export.held[served.sender] = export.held.get(served.sender, 0) + 1
-    export.target._lent += 1
+    semaphore._lent += 1
+    if semaphore._limit is not None:  # others may have released while this was answered
+        semaphore._lent = min(semaphore._lent, semaphore._limit - semaphore._value)
     return True
 
 

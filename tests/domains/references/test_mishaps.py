@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from domains import (
     fiber,
 )
 from domains.protocol import ReleaseReference
+from domains.references.kind import Export
+from domains.references.semaphore import SemaphoreKind, _acquire
 
 from . import moments
 from .remote import Opens, in_pool
@@ -189,6 +192,30 @@ def test_a_permit_released_by_a_later_reference_to_one_who_waits_is_counted_once
         assert semaphore.value == 2
 
     in_pool(main, link)
+
+
+class _Answered:
+    """A call that is answered while others release, as where what was posted elsewhere is waited for before that."""
+
+    def __init__(self, export: Export, meanwhile: Callable[[], None]) -> None:
+        self.export = export
+        self.sender = 5
+        self.calls = None
+        self._meanwhile = meanwhile
+
+    def resume(self, _: object) -> bool:
+        self._meanwhile()
+        return True
+
+
+def test_a_permit_that_is_granted_as_all_are_released_does_not_come_back() -> None:  # S50
+    semaphore = Semaphore(1)
+    export = Export(1, semaphore, "semaphore")
+    assert _acquire(semaphore, _Answered(export, semaphore.release)) is None  # type: ignore[arg-type]
+    assert semaphore.value == 1
+    SemaphoreKind().domain_gone(export, 5, DomainDied("it"))
+    assert semaphore.value == 1
+    assert not export.held
 
 
 # Mutexes
