@@ -240,7 +240,7 @@ class Context:
         for context in contexts:  # which grows meanwhile
             context.cancellation = cancellation
             adopted += context.adopted
-            for fiber in context.fibers:
+            for fiber in list(context.fibers):  # of which one may be collected as garbage meanwhile
                 suspension = fiber.suspension
                 if suspension is not None and suspension.is_cancellable:
                     waiting.append(suspension)
@@ -277,8 +277,8 @@ def _tell_in_foreign_code(fiber: Fiber, patient: bool) -> None:
     cancellation = fiber.context.cancellation
     if cancellation is None or cancellation is fiber.told:
         return
-    task = fiber.task()
-    if task.done():
+    task = fiber.living_task()
+    if task is None or task.done():
         return
     if fiber.suspension is not None:
         if fiber.suspension.is_cancellable:
