@@ -61,6 +61,13 @@ async def release_kept() -> None:
     _kept.pop().release()
 
 
+async def kill(domain: Any) -> None:
+    """Returns once it is known here that it is dead, and what it held has come back."""
+    os.kill(domain.pid, signal.SIGKILL)
+    with pytest.raises(DomainDied):
+        await domain.call(fiber.await_cancel)
+
+
 async def forget() -> None:
     _kept.clear()
     gc.collect()
@@ -73,9 +80,7 @@ def test_a_permit_that_was_released_in_its_stead_is_not_released_when_its_domain
         async with pool._manager.spawn() as domain:
             await domain.call(acquire, semaphore)
             semaphore.release()
-            os.kill(domain.pid, signal.SIGKILL)
-            with pytest.raises(DomainDied):
-                await domain.call(fiber.await_cancel)
+            await kill(domain)
         assert semaphore.value == 1
 
     in_pool(main, link)
@@ -97,9 +102,7 @@ def test_a_permit_released_in_its_stead_that_the_home_took_does_not_come_back_tw
             else:
                 semaphore.release()
                 await semaphore.acquire()
-            os.kill(domain.pid, signal.SIGKILL)
-            with pytest.raises(DomainDied):
-                await domain.call(fiber.await_cancel)
+            await kill(domain)
             # Of one without a bound nobody knows how many are out: each that a domain acquired comes back with its end.
             assert semaphore.value == (0 if bounded else 1)
             semaphore.release()
@@ -123,9 +126,7 @@ def test_a_permit_released_in_its_stead_that_another_took_does_not_come_back_twi
             else:
                 semaphore.release()
                 await other.call(acquire, semaphore)
-            os.kill(domain.pid, signal.SIGKILL)
-            with pytest.raises(DomainDied):
-                await domain.call(fiber.await_cancel)
+            await kill(domain)
             assert semaphore.value == 0
             await other.call(release_kept)
             await other.call(forget)
@@ -164,9 +165,7 @@ def test_a_permit_released_by_a_later_reference_is_released_once(link: str) -> N
             await domain.call(acquire, semaphore)
             await domain.call(release_by_another_reference, semaphore)
             assert semaphore.value == 1
-            os.kill(domain.pid, signal.SIGKILL)
-            with pytest.raises(DomainDied):
-                await domain.call(fiber.await_cancel)
+            await kill(domain)
         assert semaphore.value == 1
 
     in_pool(main, link)
@@ -183,9 +182,7 @@ def test_a_permit_released_by_a_later_reference_to_one_who_waits_is_counted_once
                 await fiber.yield_now()
             await domain.call(release_by_another_reference, semaphore)
             await taken
-            os.kill(domain.pid, signal.SIGKILL)
-            with pytest.raises(DomainDied):
-                await domain.call(fiber.await_cancel)
+            await kill(domain)
             assert semaphore.value == 1
             await other.call(release_kept)
             await other.call(forget)
