@@ -34,7 +34,7 @@ from domains.ipc.blocks import whole_pages
 from domains.ipc.borrowing import Borrower
 from domains.ipc.descriptors import NO_CELL, Descriptor, LostBuffer
 from domains.ipc.frames import byte_view
-from domains.ipc.lending import NOT_LENT, Lender, not_lent
+from domains.ipc.lending import Lender, not_lent, why_not_lent
 from domains.ipc.parts import AddressMap, Block, Loan, Own, new_block
 from domains.ipc.segment_pool import SegmentPool
 from domains.ipc.segments import has_memfd
@@ -181,7 +181,7 @@ class Arena:
 
     def _borrow(self, descriptor: Descriptor) -> Any:
         if descriptor.cell == NO_CELL:
-            return LostBuffer(descriptor, NOT_LENT)
+            return LostBuffer(descriptor, why_not_lent())
         if self.is_busy:
             self._borrower.give_back_later(descriptor)
             return LostBuffer(descriptor, "it came to a finalizer, in the midst of other work with shared memory")

@@ -14,10 +14,7 @@ from domains.ipc.frames import byte_view
 from domains.ipc.leases import CELLS, Cells, LeaseState, is_alive
 from domains.ipc.parts import AddressMap, Foreign, Own
 
-__all__ = ["NOT_LENT", "Lender", "not_lent"]
-
-NOT_LENT = f"its sender could not share it: {CELLS} parts of arrays are lent already, or descriptors are lacking"
-"""Why shared memory came without a lease."""
+__all__ = ["Lender", "not_lent", "why_not_lent"]
 
 _FEW_LEASES = 32
 """Leases are looked through for those that are over whenever there are twice as many as were left the last time."""
@@ -149,3 +146,8 @@ def not_lent(buffer: Any) -> Any:
     """What to send of an arena's that cannot be lent: a copy, unless others shall see what is written."""
     view = byte_view(buffer)
     return buffer if view.readonly else Descriptor.without_lease(view.nbytes).pack()
+
+
+def why_not_lent() -> str:
+    """Why shared memory came without a lease."""
+    return f"its sender could not share it: {CELLS} parts of arrays are lent already, or descriptors are lacking"
