@@ -26,9 +26,9 @@ $(VENV)/installed-%: pyproject.toml | $(BIN)/python
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/merkle.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 
-# Compiled first: the tests start thousands of interpreters, and where none may write bytecode each would compile anew.
+# Compiled first: the tests start thousands of processes, and where none may write bytecode each would compile anew.
 test: $(VENV)/installed-test
-	$(BIN)/python -m compileall -q domains scheduler ipc
+	$(BIN)/python -m compileall -q domains scheduler ipc tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The types are checked as users get them: on the package as it is installed, rooms mapped under one name.

@@ -56,6 +56,14 @@ def a_temporary_directory_of_our_own(tmp_path_factory: pytest.TempPathFactory) -
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def a_light_pytest_for_domains() -> Iterator[None]:
+    """They look for modules where this process does; here pytest is loaded already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).with_name("in_domains")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """No process, thread, file descriptor, shared memory or temporary directory of the test outlives it."""

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from typing import Any
+
+import pytest
 
 import domains
 
@@ -70,3 +73,20 @@ def test_a_domain_imports_nothing_heavy_before_its_first_job() -> None:
     modules = set(domains.run(main)) - _modules_after(f"print(*{LIST_MODULES})")
     assert "domains.job_runner" in modules
     assert not modules & (HEAVY | OF_A_PARENT)
+
+
+def _look_for_pytest(use: bool) -> tuple[bool, type[BaseException] | None]:
+    caught = None
+    if use:
+        with pytest.raises(ZeroDivisionError) as caught_information:
+            _ = 1 / 0
+        caught = caught_information.type
+    return "_pytest" in sys.modules, caught
+
+
+def test_a_domain_of_the_tests_loads_pytest_if_that_is_used() -> None:
+    async def main(env: Any) -> list[Any]:
+        async with domains.ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            return [await pool.submit(_look_for_pytest, use, weight=1.0) for use in (False, True)]
+
+    assert domains.run(main) == [(False, None), (True, ZeroDivisionError)]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import domains
 from domains import ExecutorPool, Switch
+from tests.domains.weighted_jobs import be_busy, die, meet, place, run_for_turns, run_plain, take_log
 
 _SETTINGS = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -19,29 +20,6 @@ _SETTINGS = settings(
 
 weights = st.one_of(st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 1.0]), st.floats(0.0, 1.0))
 jobs = st.lists(st.tuples(weights, st.integers(0, 5), st.booleans()), min_size=1, max_size=40)
-
-_log: list[tuple[str, int]] = []
-
-
-async def run_for_turns(number, turns, log):
-    _log.append(("begin", number))
-    try:
-        for _ in range(turns):
-            await asyncio.sleep(0)
-    finally:
-        _log.append(("end", number))
-
-
-def run_plain(number, turns, log):
-    _log.append(("begin", number))
-    sum(range(turns * 100))
-    _log.append(("end", number))
-
-
-def take_log():
-    global _log
-    taken, _log = _log, []
-    return taken
 
 
 def millionths(weight):
@@ -135,25 +113,6 @@ def test_a_light_job_behind_a_plain_one_moves_to_a_domain_that_becomes_idle(link
     assert domains.run(main, link=link) == 3
 
 
-def _be_busy(begin, fifo):
-    begin.touch()
-    with open(fifo) as file:
-        file.read()
-
-
-_met = 0
-_all_are_here: asyncio.Event | None = None
-
-
-async def _meet(count):
-    global _met, _all_are_here
-    _all_are_here = _all_are_here or asyncio.Event()
-    _met += 1
-    if _met == count:
-        _all_are_here.set()
-    await _all_are_here.wait()
-
-
 def test_more_light_jobs_than_can_be_offered_at_a_time_all_run_together(tmp_path):  # S65
     begin, fifo, count = tmp_path / "begin", str(tmp_path / "fifo"), 1000
     os.mkfifo(fifo)
@@ -163,10 +122,10 @@ def test_more_light_jobs_than_can_be_offered_at_a_time_all_run_together(tmp_path
             (member,) = pool._dispatch._members
             pipe = member.handle.claims._writing
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
-            pool.submit_fork(sw, _be_busy, begin, fifo, weight=0.0)
+            pool.submit_fork(sw, be_busy, begin, fifo, weight=0.0)
             while not begin.exists():
                 await asyncio.sleep(0.001)
-            jobs = [pool.submit_fork(sw, _meet, count, weight=0.00001) for _ in range(count)]
+            jobs = [pool.submit_fork(sw, meet, count, weight=0.00001) for _ in range(count)]
             await domains.fiber.yield_now()
             offered = pool.stats().running - 1
             os.close(os.open(fifo, os.O_WRONLY))
@@ -179,11 +138,6 @@ def test_more_light_jobs_than_can_be_offered_at_a_time_all_run_together(tmp_path
     assert (stats.queued, stats.running, stats.weight) == (0, 0, 0.0)
 
 
-def _place():
-    _log.append(("begin", len(_log)))
-    return len(_log)
-
-
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_a_higher_priority_starts_first_though_no_more_can_be_offered(weight, tmp_path):  # S64
     begin, fifo = tmp_path / "begin", str(tmp_path / "fifo")
@@ -193,14 +147,14 @@ def test_a_higher_priority_starts_first_though_no_more_can_be_offered(weight, tm
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
             (member,) = pool._dispatch._members
             fcntl.fcntl(member.handle.claims._writing, fcntl.F_SETPIPE_SZ, 4096)
-            pool.submit_fork(sw, _be_busy, begin, fifo, weight=0.0)
+            pool.submit_fork(sw, be_busy, begin, fifo, weight=0.0)
             while not begin.exists():
                 await asyncio.sleep(0.001)
             for _ in range(600):
-                pool.submit_fork(sw, _place, weight=0.00001)
+                pool.submit_fork(sw, place, weight=0.00001)
             await domains.fiber.yield_now()
             assert pool.stats().queued
-            urgent = sw.fork_promise(lambda: pool.submit(_place, weight=weight, priority=1))
+            urgent = sw.fork_promise(lambda: pool.submit(place, weight=weight, priority=1))
             for _ in range(10):  # in the second turn the others are taken back, and soon after it is sent
                 await asyncio.sleep(0)
             os.close(os.open(fifo, os.O_WRONLY))
@@ -216,17 +170,10 @@ def test_jobs_sent_ahead_to_a_domain_that_dies_are_run_elsewhere(link, count):
             for _ in range(100):  # teaches the pool that jobs are short, so that it sends ahead
                 await pool.submit(abs, 1, weight=1.0)
             async with Switch() as sw:
-                killed = pool.submit_fork(sw, _die, weight=1.0)
+                killed = pool.submit_fork(sw, die, weight=1.0)
                 others = [pool.submit_fork(sw, abs, -n, weight=1.0) for n in range(300)]
                 with pytest.raises(domains.DomainDied):
                     await killed
                 return [await promise for promise in others]
 
     assert domains.run(main, link=link) == list(range(300))
-
-
-def _die():
-    import signal
-
-    os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(3600)

@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 
 from domains import Closed, DomainDied, Stream, Switch, fiber, move_on_after, timeout
@@ -335,6 +334,8 @@ def test_a_take_in_a_cancelled_context_takes_nothing_of_what_is_lent(link: str) 
 
 
 def test_items_of_any_kind_arrive_in_their_order(link: str) -> None:  # S39
+    import numpy  # not by each domain that imports this file
+
     async def main(pool: Any) -> None:
         inner: Stream[int] = Stream(1)
         items: list[Any] = [1, "text", b"bytes", None, [1, 2], inner, 1 << 80, 2.5, bytes(1 << 17), {"a": 1}] * 10

@@ -6,7 +6,6 @@ import os
 import signal
 from typing import Any
 
-import numpy
 import pytest
 
 from domains import Closed, DomainDied, Mutex, Promise, Resolver, Stream, Switch, fiber, shared_array, timeout
@@ -107,6 +106,8 @@ def test_places_of_a_domain_that_dies_are_free_again(link: str) -> None:  # S41
 
 
 async def add_large_and_small(stream: Stream[Any]) -> None:
+    import numpy  # not by each domain that imports this file
+
     await stream.add("first")
     for number in range(3):
         await stream.add(number)
@@ -173,6 +174,8 @@ async def count_under_a_lock(mutex: Mutex, counts: Any, stream: Stream[int], rou
 
 @pytest.mark.parametrize("capacity", [0, 8, 1000])
 def test_adds_that_a_mutex_puts_in_order_leave_in_that_order(link: str, capacity: int) -> None:  # S39
+    import numpy
+
     rounds = 100
 
     async def main(pool: Any) -> list[int]:
