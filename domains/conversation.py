@@ -31,6 +31,8 @@ class Conversation:
         self.link = link
         self.pickling = pickling
         self.peer = peer
+        self.address: int | None = None
+        """The peer's, once it has introduced itself."""
         self.send = link.send
         self._handlers: dict[type, Handler] = {}
         self._after_frame: list[Callable[[], None]] = []

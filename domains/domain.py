@@ -311,14 +311,14 @@ class DomainHandle:
         ticket = message.job
         job = self.jobs.pop(ticket)
         why_cancelled = self.cancelling.answered(ticket) if self.cancelling.requests else None
-        pickling = self.conversation.pickling
+        address = self.conversation.address
         try:
             if self._when_answered is not None:
                 self._when_answered(job, message.seconds)
             if isinstance(message, JobReturned):
-                job.returned(message, buffers, pickling)
+                job.returned(message, buffers, address)
             else:
-                job.raised(message, buffers, pickling, why_cancelled)
+                job.raised(message, buffers, address, why_cancelled)
         except BaseException:
             if job.state is JobState.SENT or job.state is JobState.CANCELLING:
                 self.jobs[ticket] = job  # this is about to end the link, and that fails the jobs that are here

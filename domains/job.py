@@ -19,7 +19,6 @@ from domains.conversation import Buffers
 from domains.errors import Cancelled, DomainsError, NotPicklable
 from domains.failures import unpack_failure
 from domains.functions import Function
-from domains.ipc.pickling import Pickling
 from domains.protocol import JobRaised, JobReturned, StartJob
 from domains.references.registry import References
 from domains.retry import Retry
@@ -142,12 +141,17 @@ class Job(Generic[T]):
         """Its domain has not started it, or it has failed there and may be tried again."""
         assert self.state is _SENT
         self.state = _QUEUED
+        if self.holds and self.retry is not None:
+            self._references.keep(self.holds)
 
-    def returned(self, message: JobReturned, buffers: Buffers, pickling: Pickling) -> None:
+    def returned(self, message: JobReturned, buffers: Buffers, runner: int | None) -> None:
+        """It has ended well in the domain that has this address."""
         self.seconds = message.seconds
+        if self.holds and message.opened:
+            self._opened(runner)
         if message.data:
             try:
-                value = pickling.loads(message.data, buffers)
+                value = self._references.pickling.loads(message.data, buffers)
             except NotPicklable as error:
                 self.fail(NotPicklable(f"the result of job {self.function.name!r}", error.why, error.hint))
                 return
@@ -159,10 +163,10 @@ class Job(Generic[T]):
             self._end(_RETURNED_NONE)
 
     def raised(
-        self, message: JobRaised, buffers: Buffers, pickling: Pickling, reason: BaseException | None = None
+        self, message: JobRaised, buffers: Buffers, runner: int | None, reason: BaseException | None = None
     ) -> None:
-        """It has failed; `reason` is why it was cancelled, if it was."""
-        error = unpack_failure(message.data, buffers, pickling)
+        """It has failed in the domain that has this address; `reason` is why it was cancelled, if it was."""
+        error = unpack_failure(message.data, buffers, self._references.pickling)
         if reason is not None and isinstance(error, asyncio.CancelledError) and not isinstance(error, Cancelled):
             # Interrupted in code that knows no reasons, such as asyncio's.
             cancelled = Cancelled(reason)
@@ -172,8 +176,15 @@ class Job(Generic[T]):
             error.reason = reason
         if self.retry is not None and self.state is _SENT and self.retry.allows(error):
             self.owner.try_again(self)
-        else:
-            self.fail(error)
+            return
+        if self.holds and message.opened:
+            self._opened(runner)
+        self.fail(error)
+
+    def _opened(self, runner: int | None) -> None:
+        """What it was given was opened, and perhaps kept: its end is not the end of that."""
+        holds, self.holds = self.holds, ()
+        self._references.opened(holds, runner)
 
     def fail_undelivered(self, error: DomainsError, failure: BaseException | None = None) -> None:
         """Nobody can run it, or its domain has died, perhaps before it had opened the arguments.

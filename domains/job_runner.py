@@ -109,6 +109,7 @@ class JobRunner:
         self._at_once: deque[_Received] = deque()
         self._running: dict[int, Context | None] = {}  # an async job's cancellation context
         self._unheard: dict[int, BaseException] = {}  # why plain jobs that wait for another domain were cancelled
+        self._not_all_opened: set[int] = set()  # running jobs that lack some of what they were given
         self._unbegun = 0  # fibers that were forked and have not run yet
         self._postponed: _Received | None = None  # a plain job that would overtake them
         self._weight = 0
@@ -168,7 +169,7 @@ class JobRunner:
             if waiting is None:
                 return  # it ended, and the answer is on its way
             self._at_once.remove(waiting)
-        self._answer_raised(job, Cancelled(reason), 0.0, "a job that had not started")
+        self._answer_raised(job, Cancelled(reason), 0.0, "a job that had not started", opened=False)
 
     def _cancel_fiber(self, job: int, context: Context, reason: BaseException) -> None:
         self._interruptions.forget(job)
@@ -271,13 +272,13 @@ class JobRunner:
                     return
             arguments = self._pickling.loads(message.data, buffers) if message.data else ()
             context = self._base.copy()
-            if message.variables:
-                unpack_variables(message.variables, self._pickling, context)
+            if message.variables and not unpack_variables(message.variables, self._pickling, context):
+                self._not_all_opened.add(message.job)
         except BaseException as error:
             if known is not None and isinstance(error, NotPicklable):
                 what = f"the arguments of job {known.name!r}" if known.name else "a job's function or its arguments"
                 error = NotPicklable(what, error.why, error.hint)
-            self._answer_raised(message.job, error, 0.0, "a job that could not be opened")
+            self._answer_raised(message.job, error, 0.0, "a job that could not be opened", opened=False)
             return
         self._running[message.job] = None
         self._weight += message.weight
@@ -376,20 +377,29 @@ class JobRunner:
 
     def _answer_returned(self, message: StartJob, value: object, seconds: float, name: str) -> None:
         if value is None:
-            self._tell(JobReturned(message.job, b"", seconds, 0))
+            self._tell(JobReturned(message.job, b"", seconds, 0, self._opened_all(message.job)))
             return
         try:
             payload = self._pickling.dumps(value, f"the result of job {name!r}")
         except BaseException as error:  # NotPicklable, no memory for it, or whatever a user's code raises
             self._answer_raised(message.job, error, seconds, f"job {name!r}")
             return
-        self._tell(JobReturned(message.job, payload.data, seconds, len(payload.buffers)), payload.buffers)
+        opened = self._opened_all(message.job)
+        self._tell(JobReturned(message.job, payload.data, seconds, len(payload.buffers), opened), payload.buffers)
 
-    def _answer_raised(self, job: int, error: BaseException, seconds: float, what: str) -> None:
+    def _answer_raised(self, job: int, error: BaseException, seconds: float, what: str, *, opened: bool = True) -> None:
         domain = current()
         where = f"{what} in domain {domain.name!r} (process {domain.pid})"
         payload = pack_failure(error, self._pickling, where)
-        self._tell(JobRaised(job, payload.data, seconds, len(payload.buffers)), payload.buffers)
+        opened = self._opened_all(job) and opened
+        self._tell(JobRaised(job, payload.data, seconds, len(payload.buffers), opened), payload.buffers)
+
+    def _opened_all(self, job: int) -> bool:
+        """Whether this job, which ends, has opened all that it was given."""
+        if self._not_all_opened and job in self._not_all_opened:
+            self._not_all_opened.discard(job)
+            return False
+        return True
 
     def _tell(self, message: Any, buffers: Sequence[Any] = ()) -> None:
         try:
@@ -407,7 +417,9 @@ class _ForkedRunner(JobRunner):
     def _answer_returned(self, message: StartJob, value: object, seconds: float, name: str) -> NoReturn:
         exit_as_a_script(None)
 
-    def _answer_raised(self, job: int, error: BaseException, seconds: float, what: str) -> NoReturn:
+    def _answer_raised(
+        self, job: int, error: BaseException, seconds: float, what: str, *, opened: bool = True
+    ) -> NoReturn:
         exit_as_a_script(error)
 
 

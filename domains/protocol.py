@@ -70,21 +70,26 @@ class RevokeJobs(Struct, tag=5, array_like=True):
 
 
 class JobReturned(Struct, tag=6, array_like=True, gc=False):
-    """The job's value (nothing stands for None) and how long it ran, in seconds."""
+    """The job's value (nothing stands for None) and how long it ran, in seconds.
+
+    All that it was given was `opened` there, or else some of that never will be.
+    """
 
     job: int
     data: bytes
     seconds: float
     buffers: int
+    opened: bool = True
 
 
 class JobRaised(Struct, tag=7, array_like=True, gc=False):
-    """The job's exception, as `domains.failures` packs it."""
+    """The job's exception, as `domains.failures` packs it; `opened` as in `JobReturned`."""
 
     job: int
     data: bytes
     seconds: float
     buffers: int
+    opened: bool = True
 
 
 class Introduce(Struct, tag=8, array_like=True):
@@ -211,6 +216,7 @@ class SubmittedEnded(Struct, tag=23, array_like=True, gc=False):
     """From a pool's home: what a submitted job came to, as in `JobReturned` or `JobRaised`.
 
     Or that it was `undelivered`: nobody could run it, or whoever should have has died, perhaps before opening it.
+    `opened_by` is the address of the domain that has opened all that it was given, if there is one.
     """
 
     to: int
@@ -222,6 +228,7 @@ class SubmittedEnded(Struct, tag=23, array_like=True, gc=False):
     data: bytes
     seconds: float
     buffers: int
+    opened_by: int | None
 
 
 class WatchMemory(Struct, tag=24, array_like=True):

@@ -55,18 +55,21 @@ def pack_variables(context: contextvars.Context, references: References) -> tupl
     return packed, holds
 
 
-def unpack_variables(packed: dict[bytes, bytes], pickling: Pickling, context: contextvars.Context) -> None:
-    """Set, in `context`, what `pack_variables` packed, leaving out what cannot be opened here."""
+def unpack_variables(packed: dict[bytes, bytes], pickling: Pickling, context: contextvars.Context) -> bool:
+    """Set, in `context`, what `pack_variables` packed; False if some of that cannot be opened here, and is left out."""
+    all_opened = True
     for key, data in packed.items():
         try:
             variable = _found.get(key) or pickling.loads(key, ())
             value = pickling.loads(data, ())
         except NotPicklable:
+            all_opened = False
             continue
         if not isinstance(variable, contextvars.ContextVar):
             continue  # the module has something else there, perhaps until it is set up
         _found[key] = variable
         context.run(variable.set, value)
+    return all_opened
 
 
 def reduce_variable(variable: contextvars.ContextVar[Any]) -> tuple[Any, ...]:

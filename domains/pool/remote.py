@@ -120,15 +120,16 @@ class RemoteDispatcher:
         reason = self._reasons.pop(message.job, None)
         if loan is not None:
             loan.ended()  # before whoever waits for it runs on
-        pickling = self._references.pickling
         if message.undelivered:
-            error = unpack_failure(message.data, buffers, pickling)
+            error = unpack_failure(message.data, buffers, self._references.pickling)
             assert isinstance(error, DomainsError)
             job.fail_undelivered(error, None if reason is None else Cancelled(reason))
         elif message.failed:
-            job.raised(JobRaised(message.job, message.data, message.seconds, 0), buffers, pickling, reason)
+            raised = JobRaised(message.job, message.data, message.seconds, 0, message.opened_by is not None)
+            job.raised(raised, buffers, message.opened_by, reason)
         else:
-            job.returned(JobReturned(message.job, message.data, message.seconds, 0), buffers, pickling)
+            returned = JobReturned(message.job, message.data, message.seconds, 0, message.opened_by is not None)
+            job.returned(returned, buffers, message.opened_by)
 
     def home_gone(self, error: DomainsError) -> None:
         """The pool is no more: neither what was submitted nor what will be has an outcome."""
@@ -166,7 +167,7 @@ _FAILED = Raised(DomainsError("what a job from another domain has raised is its 
 class RelayedJob(Job[None]):
     """A job that another domain has submitted here, with what answers that domain."""
 
-    __slots__ = ("_answer",)
+    __slots__ = ("_answer", "_opened_by")
 
     def __init__(
         self,
@@ -183,24 +184,33 @@ class RelayedJob(Job[None]):
         self.buffers = buffers
         self.variables = message.variables
         self._answer = answer
+        self._opened_by: int | None = None  # the domain that has opened what it was given
 
     def _take_along(self, context: contextvars.Context) -> None:
         """The variables are its submitter's, not those of who hears of it here."""
 
-    def returned(self, message: JobReturned, buffers: Buffers, pickling: Any) -> None:
-        self._answer(False, message.data, message.seconds, buffers)
+    def handed_back(self) -> None:
+        super().handed_back()
+        self._opened_by = None
+
+    def returned(self, message: JobReturned, buffers: Buffers, runner: int | None) -> None:
+        self._opened_by = runner if message.opened else None
+        self._answer(False, message.data, message.seconds, buffers, opened_by=self._opened_by)
         self._end(Returned(None))
 
-    def raised(self, message: JobRaised, buffers: Buffers, pickling: Any, reason: BaseException | None = None) -> None:
+    def raised(
+        self, message: JobRaised, buffers: Buffers, runner: int | None, reason: BaseException | None = None
+    ) -> None:
+        self._opened_by = runner if message.opened else None
         if self.retry is not None:
-            super().raised(message, buffers, pickling, reason)  # only then it matters which failure it is
+            super().raised(message, buffers, runner, reason)  # only then it matters which failure it is
         else:
-            self._answer(True, message.data, message.seconds, buffers)
+            self._answer(True, message.data, message.seconds, buffers, opened_by=self._opened_by)
             self._end(_FAILED)
 
     def fail(self, error: BaseException) -> None:
         packed = pack_failure(error, self._references.pickling, f"domain {current().name!r}")
-        self._answer(True, packed.data, 0.0, packed.buffers)
+        self._answer(True, packed.data, 0.0, packed.buffers, opened_by=self._opened_by)
         self._end(_FAILED)
 
     def fail_undelivered(self, error: DomainsError, failure: BaseException | None = None) -> None:
@@ -240,7 +250,15 @@ class PoolKind(Kind):
     def _submit(self, references: References, message: SubmitJob, buffers: Buffers) -> None:
         key = message.sender, message.job
 
-        def answer(failed: bool, data: bytes, seconds: float, buffers: Buffers, undelivered: bool = False) -> None:
+        def answer(
+            failed: bool,
+            data: bytes,
+            seconds: float,
+            buffers: Buffers,
+            *,
+            undelivered: bool = False,
+            opened_by: int | None = None,
+        ) -> None:
             self._relayed.pop(key, None)
             ended = SubmittedEnded(
                 message.sender,
@@ -252,6 +270,7 @@ class PoolKind(Kind):
                 data,
                 seconds,
                 len(buffers),
+                opened_by,
             )
             references.send(ended, buffers)
 

@@ -281,7 +281,7 @@ class Calls:
         references = self._references
         export = references.exports.get(message.number)
         if export is None:
-            self.send_answer(message.sender, message.call, Raised(_unknown(message.number), None))
+            self.send_answer(message.sender, message.call, Raised(unknown_object(message.number), None))
             return
         served = Served(self, export, message.sender, message.call)
         self.served[message.sender, message.call] = served
@@ -398,5 +398,6 @@ def _here() -> str:
     return f"domain {current().name!r}"
 
 
-def _unknown(number: int) -> DomainsError:
+def unknown_object(number: int) -> DomainsError:
+    """What is said of an object that nobody here knows by this number."""
     return DomainsError(f"the object {number:x} is not known here any more: its last reference had been released")

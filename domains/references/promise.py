@@ -21,6 +21,7 @@ from domains.failures import pack_failure, unpack_failure
 from domains.identity import current
 from domains.ipc.pickling import Payload
 from domains.protocol import PromiseResolved, ResolvePromise, WatchPromise
+from domains.references.calls import unknown_object
 from domains.references.kind import Export, Kind
 from domains.references.registry import References
 from domains.scheduler.promise import Promise, Raised, Resolver, Result, Returned, raised
@@ -230,8 +231,12 @@ def _raise(error: BaseException) -> NoReturn:
 
 def _watch(references: References, message: WatchPromise, _: Buffers) -> None:
     export = references.exports.get(message.number)
+    if export is None:
+        failure = pack_failure(unknown_object(message.number), references.pickling, f"domain {current().name!r}")
+        told = PromiseResolved(message.sender, references.address, message.number, True, failure.data, 0)
+        references.send(told)
     # A reference that came again before the loss of the one before was told watches again.
-    if export is not None and isinstance(export.target, Promise) and message.sender not in export.held:
+    elif isinstance(export.target, Promise) and message.sender not in export.held:
         _Watcher(references, export, message.sender)
 
 

@@ -5,9 +5,10 @@ the pickle is opened a reference of the same class stands for it, one per domain
 Sent home, it is the original object again.
 
 Who keeps what alive: an export lives while a domain holds a reference to it, or while a pickle with it is on its way.
-A pickle's journey is a `hold`, kept by who pickled it, until the receiver has said `HoldReference` to the home and then
-`DischargeHold`; until the job that it is an argument of has ended; or until the link that it went over is gone. Because
-all messages between two domains take one way, a release never overtakes the hold that it comes after.
+A pickle's journey is a `hold`, kept by who pickled it, until the receiver has said `HoldReference` to the home, which
+then says `DischargeHold`; until the job that it is an argument of has ended without opening it; or until the domain
+that it went to is gone. Because all messages between two domains take one way, a release never overtakes the hold that
+it comes after. That a job has ended says nothing of what it has opened, for its answer comes by another way.
 """
 
 from __future__ import annotations
@@ -30,14 +31,18 @@ from domains.scheduler.switch import Switch
 
 
 class _Hold:
-    """A pickle's journey: what must live meanwhile, and the address that it was sent to, if that is known."""
+    """A pickle's journey: what must live meanwhile, and the address that it was sent to, if that is known.
 
-    __slots__ = ("export", "target", "to")
+    It has `arrived`, where it may be opened again all the same.
+    """
+
+    __slots__ = ("arrived", "export", "target", "to")
 
     def __init__(self, target: Any, export: Export | None) -> None:
         self.target = target
         self.export = export
         self.to: int | None = None
+        self.arrived = False
 
 
 class Outsider(Protocol):
@@ -122,8 +127,30 @@ class References(Routes):
             self._send_discharge(message.issuer, message.hold)
 
     def keep(self, holds: Iterable[int]) -> None:
-        """These pickles may be opened more than once: that one has arrived does not discharge them."""
-        self._kept.update(holds)
+        """These pickles may be opened more than once: that one has arrived does not discharge them.
+
+        To be said again whenever they are sent again.
+        """
+        for hold in holds:
+            found = self._holds.get(hold)
+            if found is not None:  # else its home is gone
+                self._kept.add(hold)
+                found.arrived = False
+
+    def opened(self, holds: Iterable[int], by: int | None) -> None:
+        """The domain with this address, if it is known, has opened these pickles, and nobody will again.
+
+        Their homes will say so: until then who opened them counts on what is held here.
+        """
+        for hold in holds:
+            self._kept.discard(hold)
+            found = self._holds.get(hold)
+            if found is None:
+                continue  # it was said already
+            if found.arrived:
+                self.discharge([hold])
+            else:
+                found.to = by
 
     def undelivered(self, holds: Iterable[int], error: DomainsError) -> None:
         """The domain that pickles were sent to has died: one that never opened them is a holder that is gone."""
@@ -235,6 +262,8 @@ class References(Routes):
     def _arrived(self, hold: int) -> None:
         if hold not in self._kept:
             self.discharge([hold])
+        elif (found := self._holds.get(hold)) is not None:
+            found.arrived = True
 
     def _release(self, message: ReleaseReference, _: Buffers) -> None:
         export = self.exports.get(message.number)

@@ -204,13 +204,15 @@ class Routes(ABC):
         return conversation if conversation is not None and conversation.link.is_open else None
 
     def _introduced(self, conversation: Conversation, message: Introduce) -> None:
+        conversation.address = message.address
         self.routed(message.address, conversation)
         if conversation is self._parent:
             self._parent_address = message.address
 
     def _child_introduced(self, conversation: Conversation, message: Introduce) -> None:
         """A child says first who it is, and then which domains it has started, or those have."""
-        if conversation not in self._children.values():
+        if conversation.address is None:
+            conversation.address = message.address
             self._children[message.address] = conversation
         self._routes[message.address] = conversation
         if self._parent is not None and self._parent.link.is_open:

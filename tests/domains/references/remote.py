@@ -21,7 +21,7 @@ def in_pool(main: Callable[..., Awaitable[Any]], link: str, count: int = 1) -> A
             for _ in range(1000):
                 gc.collect()
                 await pool.submit(gc.collect, weight=0.0)
-                if not references.exports and not references.calls.served:
+                if not references.exports and not references.calls.served and not references._holds:
                     break
         assert not references.exports, references.exports
         assert not references._holds, references._holds

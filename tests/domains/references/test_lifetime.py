@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from domains import Mutex, NotPicklable, Promise, Resolver, Semaphore, Stream, Switch
+from domains import DomainDied, DomainsError, Mutex, NotPicklable, Promise, Resolver, Semaphore, Stream, Switch, timeout
 
 from . import moments
-from .remote import Opens, in_pool
+from .remote import Opens, in_pool, turns
 from .test_backpressure import MEGABYTE, peak_bytes
 
 AT_ONCE = 500
@@ -294,3 +296,111 @@ def test_what_a_context_variable_holds_is_not_held_for_a_job_that_was_never_sent
         variable.reset(token)
 
     in_pool(main, "socketpair")
+
+
+_kept: list[Any] = []
+
+
+async def make_promise() -> Promise[int]:
+    promise: Promise[int]
+    promise, resolver = Promise.create()
+    _kept[:] = [resolver]
+    return promise
+
+
+async def keep_only(thing: Any) -> None:
+    _kept[:] = [thing]
+
+
+async def resolve_kept() -> None:
+    _kept.pop().resolve(5)
+
+
+async def await_kept() -> Any:
+    with timeout(20):
+        return await _kept.pop()
+
+
+async def submit_keep_only(pool: Any, thing: Any) -> None:
+    await pool.submit(keep_only, thing, weight=1.0)
+
+
+async def hand_own_promise_to(pool: Any) -> None:
+    """Its home hands it on, by way of the pool's home, and has no other use for it."""
+    promise = await make_promise()
+    await pool.submit(keep_only, promise, weight=1.0)
+
+
+@pytest.mark.parametrize("by", ["call", "job", "job of a domain's", "job of its home's"])
+def test_what_a_job_keeps_lives_on_though_its_submitter_forgets_it_first(link: str, by: str) -> None:
+    async def main(pool: Any) -> int:
+        async with pool._manager.spawn() as home, pool._manager.spawn() as other:
+            if by == "call":
+                await other.call(keep_only, await home.call(make_promise))
+            elif by == "job":
+                await pool.submit(keep_only, await home.call(make_promise), weight=1.0)
+            elif by == "job of a domain's":
+                await other.call(submit_keep_only, pool, await home.call(make_promise))
+            else:
+                await home.call(hand_own_promise_to, pool)
+            gc.collect()
+            await turns()
+            await home.call(resolve_kept)  # on the link by which the release has left
+            if by == "call":
+                return await other.call(await_kept)
+            return await pool.submit(await_kept, weight=1.0)
+
+    assert in_pool(main, link) == 5
+
+
+@pytest.mark.parametrize("ends", ["stays", "is killed"])
+def test_what_a_job_was_handed_is_not_held_for_ever_after_it(link: str, ends: str) -> None:
+    async def main(pool: Any) -> None:
+        holds = pool._manager.references._holds
+        async with pool._manager.spawn() as home:
+            async with contextlib.AsyncExitStack() as stack:
+                other = await stack.enter_async_context(pool._manager.spawn())
+                await other.call(keep_only, await home.call(make_promise))
+                if ends == "is killed":
+                    os.kill(other.pid, signal.SIGKILL)  # perhaps before it has told the home
+                    with pytest.raises(DomainDied):
+                        await other.call(keep_only, None)
+                for _ in range(1000):
+                    if not holds:
+                        return
+                    await home.call(tables)
+                raise AssertionError(holds)
+
+    in_pool(main, link)
+
+
+cannot_be_opened: contextvars.ContextVar[Any] = contextvars.ContextVar("cannot_be_opened")
+
+
+def test_what_came_with_a_variable_that_could_not_be_opened_is_not_held_for_ever(link: str) -> None:
+    async def main(pool: Any) -> None:
+        token = cannot_be_opened.set((Stream(1), Opens()))
+        try:
+            assert await pool.submit(abs, -1, weight=1.0) == 1
+        finally:
+            cannot_be_opened.reset(token)
+
+    in_pool(main, link)
+
+
+async def forget_exports() -> None:
+    """As if all who knew its objects had let go of them."""
+    references = moments.registry()
+    references.exports.clear()
+    references._by_identity.clear()
+
+
+def test_who_awaits_a_promise_that_its_home_has_forgotten_is_told(link: str) -> None:
+    async def main(pool: Any) -> None:
+        async with pool._manager.spawn() as home:
+            promise = await home.call(make_promise)
+            await home.call(forget_exports)
+            with timeout(20), pytest.raises(DomainsError, match="not known"):
+                await promise
+
+    in_pool(main, link)

@@ -7,7 +7,9 @@ import os
 import signal
 from typing import Any
 
-from domains import Promise, Resolver, Stream
+import pytest
+
+from domains import DomainDied, Promise, Resolver, Stream, Switch, domain_state, fiber
 
 from .remote import in_pool
 
@@ -53,3 +55,36 @@ def test_a_retried_job_still_reaches_the_objects_in_its_context_variables() -> N
         return [returned, await promise]
 
     assert in_pool(main, "socketpair") == ["returned at the attempt with 1", "resolved at the attempt with 1"]
+
+
+async def fail_with_the_home(promise: Promise[int]) -> None:
+    try:
+        await promise
+    except DomainDied:
+        raise OSError("once more") from None
+
+
+async def promise_and_pid() -> tuple[Promise[int], int]:
+    promise: Promise[int]
+    promise, resolver = Promise.create()
+    domain_state.resolver = resolver
+    return promise, os.getpid()
+
+
+async def submit_with_retries(pool: Any, promise: Promise[int]) -> None:
+    await pool.submit(fail_with_the_home, promise, weight=1.0, retries=2, retry_on=OSError, backoff=0.0)
+
+
+def test_a_job_is_run_again_though_the_home_of_what_it_was_given_has_died(link: str) -> None:
+    async def main(pool: Any) -> None:
+        async with pool._manager.spawn() as home:
+            promise, pid = await home.call(promise_and_pid)
+            async with Switch() as switch:
+                outcome = switch.fork_promise(submit_with_retries, pool, promise)
+                await fiber.yield_now()
+                await pool.submit(abs, -1, weight=0.0)  # in the same domain, behind it
+                os.kill(pid, signal.SIGKILL)
+                with pytest.raises(OSError, match="once more"):
+                    await outcome
+
+    in_pool(main, link)
