@@ -6,7 +6,6 @@ have no `env`. Importing this costs next to nothing: pytest does it in every pro
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any
 
@@ -40,5 +39,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
         run(with_environment)
     else:
-        run(functools.partial(pyfuncitem.obj, **arguments))
+
+        async def without_environment() -> None:
+            await pyfuncitem.obj(**arguments)
+
+        run(without_environment)
     return True

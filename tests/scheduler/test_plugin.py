@@ -36,6 +36,19 @@ async def test_fails():
     assert "1 failed, 2 passed" in outcome(tmp_path, text)
 
 
+def test_a_test_gets_an_environment_only_where_it_asks_for_one(tmp_path: Path) -> None:
+    text = """
+from unittest import mock
+import os
+@mock.patch("os.getcwd")
+async def test_patched(cwd):
+    assert os.getcwd is cwd
+async def test_default(n=3):
+    assert n == 3
+"""
+    assert "2 passed" in outcome(tmp_path, text)
+
+
 def test_a_deadlock_fails_the_test_with_the_place(tmp_path: Path) -> None:
     text = """
 import domains
