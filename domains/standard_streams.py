@@ -121,6 +121,18 @@ class _Turns(io.RawIOBase):
         return bool(polling.poll(milliseconds))
 
 
+class _Lines(io.TextIOWrapper):
+    """Keeps what begins a line, also behind a newline in the same text: Python's own writes both at once."""
+
+    def write(self, text: str, /) -> int:
+        end = text.rfind("\n") + 1 if isinstance(text, str) else 0
+        if 0 < end < len(text):
+            super().write(text[:end])
+            super().write(text[end:])
+            return len(text)
+        return super().write(text)
+
+
 def _whole_lines(stream: TextIO | None) -> TextIO | None:
     try:
         descriptor = stream.fileno() if stream is not None else -1
@@ -135,7 +147,7 @@ def _whole_lines(stream: TextIO | None) -> TextIO | None:
     except OSError:
         return None  # it is closed: as Python has it where it was from the start
     buffered = io.BufferedWriter(turns, _LONGEST_LINE_BYTES)
-    return io.TextIOWrapper(buffered, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
+    return _Lines(buffered, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
 
 
 def print_whole_lines() -> None:

@@ -62,6 +62,31 @@ thread.join()
     assert sorted((bytes(set(line)), len(line)) for line in lines) == [(b"x", _LETTERS), (b"y", _LETTERS)]
 
 
+def test_what_begins_a_line_behind_a_newline_waits_for_the_rest_of_it():  # S63
+    body = """
+import os, sys
+real = os.write
+
+def write(descriptor, data):
+    real(descriptor, bytes(data) + b"|")
+    return len(data)
+
+os.write = write
+print("\\na", 1)
+sys.stdout.writelines(["b\\nc\\nd", "e\\n", "f"])
+sys.stdout.flush()
+try:
+    sys.stdout.write(b"g\\n")
+except TypeError:
+    print("h", "i")
+"""
+    with pipe() as (reading, writing):
+        with start(body, writing) as program:
+            assert program.wait(60) == 0
+        writing.close()
+        assert reading.read() == b"\n|a 1\n|b\nc\n|de\n|f|h i\n|"
+
+
 def test_a_process_forked_while_a_thread_prints_can_print():
     body = """
 import os, signal, sys, threading, warnings
