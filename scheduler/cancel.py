@@ -161,16 +161,17 @@ class move_on_after(CancelScope):
     """`with move_on_after(seconds) as scope:` end the block at the deadline, quietly; `scope.cancelled` tells.
 
     `seconds` may be None or infinite: no limit. `what` is said to have taken longer. Raises ValueError for a negative
-    number or NaN.
+    number or NaN, and TypeError for what is no real number.
     """
 
-    __slots__ = ("_expiry", "_seconds", "_what")
+    __slots__ = ("_expiry", "_limit", "_seconds", "_what")
 
     _label = "move_on_after"
 
     def __init__(self, seconds: float | None, *, what: str = "it") -> None:
         super().__init__()
-        if seconds is not None and not seconds >= 0:  # NaN fails this as well
+        self._limit = math.inf if seconds is None else _as_float(seconds)
+        if not self._limit >= 0:  # NaN fails this as well
             raise ValueError(f"seconds must be None or at least 0, but is {seconds!r}")
         self._seconds = seconds
         self._what = what
@@ -178,18 +179,28 @@ class move_on_after(CancelScope):
 
     def __enter__(self) -> move_on_after:
         super().__enter__()
-        seconds = self._seconds
-        if seconds is not None and seconds != math.inf:
-            if seconds == 0:
+        try:
+            if self._limit == 0:
                 self._expire(None)
-            else:
-                deadline = asyncio.get_running_loop().time() + seconds
+            elif self._limit != math.inf:
+                deadline = asyncio.get_running_loop().time() + self._limit
                 self._timer = set_timer(deadline, self._expire, None)
+        except BaseException:  # nobody will leave what was not entered, and all around it would wait for that
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def _expire(self, _: None) -> None:
         self._expiry = TimeoutError(f"{self._what} took longer than {self._seconds} s")
         self.cancel(self._expiry)
+
+
+def _as_float(seconds: float) -> float:
+    """A real number of any kind, such as a Decimal; infinite if it is too large for a float."""
+    try:
+        return math.fsum((seconds,))  # `float` would take text as well
+    except OverflowError:
+        return math.inf if seconds > 0 else -math.inf
 
 
 class timeout(move_on_after):

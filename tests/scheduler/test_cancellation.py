@@ -10,6 +10,8 @@ import threading
 import weakref
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -841,10 +843,54 @@ def test_a_timeout_of_zero_raises_at_the_first_operation(run_timed: Run) -> None
 
 
 @pytest.mark.parametrize("kind", [timeout, move_on_after])
-@pytest.mark.parametrize("seconds", [-1, -0.001, math.nan, -math.inf])
-def test_a_negative_limit_or_nan_is_refused(kind: Callable[[float], object], seconds: float) -> None:  # S31
+@pytest.mark.parametrize("seconds", [-1, -0.001, math.nan, -math.inf, -(10**400), Decimal("NaN")])
+def test_a_negative_limit_or_nan_is_refused(kind: Callable[[Any], object], seconds: Any) -> None:  # S31
     with pytest.raises(ValueError, match="seconds"):
         kind(seconds)
+
+
+@pytest.mark.parametrize("kind", [timeout, move_on_after])
+@pytest.mark.parametrize("seconds", ["1", b"1", 1j])
+def test_a_limit_that_is_no_real_number_is_refused(kind: Callable[[Any], object], seconds: Any) -> None:  # S31
+    with pytest.raises(TypeError):
+        kind(seconds)
+
+
+def test_a_limit_is_any_real_number(run_timed: Run) -> None:  # S31
+    async def main() -> None:
+        seconds: Any
+        for seconds in (Decimal("0.001"), Fraction(1, 1000)):
+            with pytest.raises(TimeoutError, match=f"took longer than {seconds} s"), timeout(seconds):
+                await never()
+        with timeout(10**400):
+            await turns()
+
+    run_timed(main)
+
+
+@pytest.mark.parametrize("kind", [timeout, move_on_after])
+def test_a_limit_that_fails_as_it_is_set_leaves_its_block(
+    run: Run, kind: Callable[[float], move_on_after], monkeypatch: pytest.MonkeyPatch
+) -> None:  # S15 S31
+    trace: list[str] = []
+
+    def fail(*_: object) -> None:
+        raise Broken
+
+    async def main() -> None:
+        scope = kind(1)
+        with pytest.raises(Broken):
+            async with Switch() as switch:
+                switch.on_release(trace.append, "released")
+                with monkeypatch.context() as patched:
+                    patched.setattr("domains.scheduler.cancel.set_timer", fail)
+                    with scope:
+                        trace.append("entered")
+        scope.cancel()
+        await turns()
+
+    run(main)
+    assert trace == ["released"]
 
 
 def test_no_limit_is_none_or_infinity(run_timed: Run) -> None:  # S31
