@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures.thread
+import math
 import selectors
 import threading
 import time
@@ -45,6 +46,8 @@ class _Selector(selectors.DefaultSelector):
 class MockLoop(asyncio.SelectorEventLoop):
     """Virtual time starts at 0. `deadlock` is the one that it has met, if any."""
 
+    _clock_resolution: float  # asyncio's own
+
     def __init__(self) -> None:
         self._selecting = _Selector()
         self._selecting.wait = self._wait
@@ -77,7 +80,10 @@ class MockLoop(asyncio.SelectorEventLoop):
         return super().remove_signal_handler(sig)
 
     def _wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Nothing is runnable; the next deadline is `timeout` virtual seconds away, or there is none."""
+        """Nothing is runnable; the next deadline is `timeout` virtual seconds away, or there is none.
+
+        If it is more than a day away `timeout` is a day: nobody waits longer in one go.
+        """
         others = self._others_may_bring_something()  # asked first: a thread may bring it and end, in between
         events = self._selecting.poll(0)
         if events:
@@ -88,13 +94,19 @@ class MockLoop(asyncio.SelectorEventLoop):
             began = time.monotonic()
             events = self._selecting.poll(timeout)
             waited = time.monotonic() - began
-            self._now += timeout if timeout is not None and not events else waited
+            self._move_to(self._now + (timeout if timeout is not None and not events else waited))
             return events
-        if timeout is None:
+        due = math.inf if timeout is None else self._scheduled[0].when()  # type: ignore[attr-defined]
+        if due == math.inf:
             self._stuck()
         else:
-            self._now += timeout
+            self._move_to(due)
         return []
+
+    def _move_to(self, now: float) -> None:
+        self._now = now
+        # What is due within that of now is run: less than one step of the clock, and nothing would ever be.
+        self._clock_resolution = max(self._clock_resolution, math.ulp(now))
 
     def _others_may_bring_something(self) -> bool:
         if len(self._selecting.get_map()) > self._own_registrations or self._handled_signals:

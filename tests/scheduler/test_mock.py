@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ async def test_a_day_of_sleeps_takes_no_time(env: Environment) -> None:  # S58
         await env.clock.sleep(3600)
     assert env.clock.now() == 24 * 3600
     assert time.monotonic() - began < 60
+
+
+async def test_time_jumps_as_far_as_is_asked(env: Environment) -> None:  # S58
+    expected = 0.0
+    for seconds in (1e8, 1e15, 1.0, 1e300, 1.0):
+        for wait in (asyncio.sleep, sleep):
+            await wait(seconds)
+            expected += seconds
+            assert env.clock.now() == expected
 
 
 async def test_time_jumps_only_when_nothing_is_runnable(env: Environment) -> None:  # S58
@@ -143,6 +153,21 @@ def test_a_deadlock_is_told_at_any_depth_and_whatever_cannot_be_shown() -> None:
             await Unspeakable(1).take()
 
     with pytest.raises(Deadlock, match=r"fiber 'main' of .*Stream.take on <Unspeakable, whose repr raises ValueError>"):
+        testing.run(main)
+
+
+async def sleeps_for_ever() -> None:
+    await asyncio.sleep(math.inf)
+
+
+async def waits_without_a_limit() -> None:
+    async with asyncio.timeout(math.inf):
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("main", [sleeps_for_ever, waits_without_a_limit])
+def test_an_infinite_deadline_of_asyncios_is_none(main: Callable[[], Awaitable[None]]) -> None:  # S58 S59
+    with pytest.raises(Deadlock, match="fiber 'main'"):
         testing.run(main)
 
 
