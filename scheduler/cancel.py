@@ -70,22 +70,19 @@ class protect(_Scope):
     switch, a timeout) works as ever, and somebody's `task.cancel()` is not kept out.
     """
 
-    __slots__ = ("_delivered",)
+    __slots__ = ("_kept_out_outside",)
 
     _label = "protect"
     _protected = True
 
     def __enter__(self) -> None:
-        fiber = self._enter()
-        self._delivered = fiber.delivered
-        fiber.delivered = 0
+        self._kept_out_outside = self._enter().enter_protected()
 
     def __exit__(self, *_: object) -> None:
         fiber = self._fiber
         assert fiber is not None
         if fiber.context is self._context:
-            fiber.take_back_delivered()
-            fiber.delivered = self._delivered
+            fiber.leave_protected(self._kept_out_outside)
         self._leave()
 
 

@@ -74,6 +74,8 @@ class Fiber:
     """The last cancellation that it has heard of."""
     delivered: int
     """How many `task.cancel()` of ours stand to be taken back."""
+    kept_out: int
+    """How many of these came before the innermost protected block that it is in, and stand until that is left."""
 
     def task(self) -> asyncio.Task[Any]:
         """The asyncio task that runs it."""
@@ -124,7 +126,7 @@ class Fiber:
         self.context = parent
         parent.fibers[self] = None
         if parent.cancellation is None:
-            if self.delivered:
+            if self.delivered > self.kept_out:
                 self.take_back_delivered()
         elif parent.cancellation is not self.told:
             asyncio.get_running_loop().call_soon(_tell_in_foreign_code, self, True)
@@ -132,9 +134,19 @@ class Fiber:
     def take_back_delivered(self) -> None:
         """Nothing here is cancelled any more: settle the account of asyncio's cancellation requests."""
         task = self.task()
-        while self.delivered:
+        while self.delivered > self.kept_out:
             self.delivered -= 1
             task.uncancel()
+
+    def enter_protected(self) -> int:
+        """Begin an account of a protected block's own; returns what ends it."""
+        outside, self.kept_out = self.kept_out, self.delivered
+        return outside
+
+    def leave_protected(self, outside: int) -> None:
+        """Settle that account, and go on with the one outside."""
+        self.take_back_delivered()
+        self.kept_out = outside
 
     def tell_soon(self) -> None:
         """Its context was cancelled while it was protected against hearing of it: arrange that it hears."""
@@ -145,7 +157,7 @@ class Fiber:
 class FiberTask(asyncio.Task[Any], Fiber):
     """A fiber that a switch has forked."""
 
-    __slots__ = ("context", "delivered", "early_cancel", "suspension", "told")
+    __slots__ = ("context", "delivered", "early_cancel", "kept_out", "suspension", "told")
 
     context: Context
     early_cancel: CancelledError | bool | None
@@ -169,13 +181,14 @@ class FiberTask(asyncio.Task[Any], Fiber):
 class _ForeignFiber(Fiber):
     """A task that is not ours, while it lives: the root of a small tree of its own."""
 
-    __slots__ = ("_task", "context", "delivered", "suspension", "told")
+    __slots__ = ("_task", "context", "delivered", "kept_out", "suspension", "told")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self._task = weakref.ref(task, functools.partial(_task_gone, weakref.ref(self)))
         self.suspension = None
         self.told = None
         self.delivered = 0
+        self.kept_out = 0
         self.context = Context(None, f"task {task.get_name()!r}")
         self.context.fibers[self] = None
 

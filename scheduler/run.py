@@ -145,6 +145,7 @@ def _root_task(loop: asyncio.AbstractEventLoop, root: Switch, main: Callable[[],
     fiber.suspension = None
     fiber.told = None
     fiber.delivered = 0
+    fiber.kept_out = 0
     fiber.early_cancel = None
     fiber.context.fibers[fiber] = None
     return fiber

@@ -90,9 +90,8 @@ class Switch:
         self._foreign_cancels = fiber.foreign_cancels
         self._context = Context(fiber.context, f"switch {self.name!r}", protected=self._protected, owner=self)
         fiber.enter(self._context)
-        self._outer_delivered = 0
         if self._protected:
-            self._outer_delivered, fiber.delivered = fiber.delivered, 0
+            self._kept_out_outside = fiber.enter_protected()
         self._state = _State.OPEN
         return self
 
@@ -124,8 +123,7 @@ class Switch:
             await self._hooks.run(self._add_failure)
         self._state = _State.FINISHED
         if self._protected:
-            fiber.take_back_delivered()
-            fiber.delivered = self._outer_delivered
+            fiber.leave_protected(self._kept_out_outside)
         fiber.leave(self._context)
         if self._unseen is not None:
             self._unseen.log(self)
@@ -414,6 +412,7 @@ class Switch:
         fiber.suspension = None
         fiber.told = None
         fiber.delivered = 0
+        fiber.kept_out = 0
         fiber.early_cancel = True
         context.fibers[fiber] = None
 

@@ -696,6 +696,47 @@ def test_a_foreign_cancel_that_waits_to_be_raised_again_is_no_old_one(run: Run) 
     run(main)
 
 
+@pytest.mark.parametrize("shield", ["protect", "switch", "hook"])
+def test_a_foreign_cancel_that_waits_in_a_protected_block_is_raised_after_it(run: Run, shield: str) -> None:  # S9 S30
+    async def main() -> None:
+        stream: Stream[int] = Stream(1)
+        got: list[int] = []
+        scope = CancelScope()
+
+        async def take() -> None:
+            got.append(await stream.take())
+
+        async def plain() -> None:
+            with scope:
+                async with Switch() as switch:
+                    if shield == "hook":
+                        switch.on_release(take)
+                    try:
+                        await asyncio.sleep(1000)
+                    finally:
+                        if shield == "protect":
+                            with protect():
+                                await take()
+                        elif shield == "switch":
+                            async with Switch(protected=True):
+                                await take()
+            got.append(this_task().cancelling())
+            await asyncio.sleep(1000)
+
+        task = asyncio.ensure_future(plain())
+        await turns()
+        scope.cancel()
+        await turns()
+        stream.add_nonblocking(1)
+        task.cancel()
+        with pytest.raises(CancelledError):
+            async with asyncio.timeout(10):
+                await task
+        assert got == [1, 1]
+
+    run(main)
+
+
 def test_a_task_group_around_ours_and_inside_ours(run: Run) -> None:  # S30
     async def fail() -> None:
         await asyncio.sleep(0)
