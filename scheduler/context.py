@@ -302,7 +302,8 @@ def _tell_in_foreign_code(fiber: Fiber, patient: bool) -> None:
             # here again.
             asyncio.get_running_loop().call_soon(_tell_in_foreign_code, fiber, patient)
         return
-    if patient and cast(Any, task)._fut_waiter is None:
+    waiter = cast(Any, task)._fut_waiter
+    if patient and (waiter is None or waiter.done()):
         # It is in the run queue. Let it run first: the operation that it has completed is not undone.
         asyncio.get_running_loop().call_soon(_tell_in_foreign_code, fiber, False)
         return

@@ -164,6 +164,29 @@ def test_foreign_code_that_hears_late_hears_all_the_same(run: Run) -> None:  # S
     assert trace == ["completed", "resumed"]
 
 
+def test_foreign_code_that_completes_as_it_is_cancelled_gives_its_result(run: Run) -> None:  # S9 S26
+    got: list[str] = []
+
+    async def main() -> None:
+        future = asyncio.get_running_loop().create_future()
+
+        async def wait() -> None:
+            got.append(await future)
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                got.append("interrupted")
+
+        async with Switch() as switch:
+            switch.fork(wait)
+            await fiber.yield_now()
+            switch.cancel()
+            future.set_result("item")
+
+    run(main)
+    assert got == ["item", "interrupted"]
+
+
 def test_a_cleanup_after_a_cancellation_in_foreign_code_is_not_interrupted_again(run: Run) -> None:  # S26 S27
     trace: list[str] = []
 
