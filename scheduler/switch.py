@@ -214,11 +214,13 @@ class Switch:
         """Run `f(*args)`, plain or `async`, in a new fiber, after those that can run now. Its failure fails the switch.
 
         `context` are its context variables, by default a copy of the caller's. On a switch that was cancelled nothing
-        runs. Raises RuntimeError on one that has finished.
+        runs; if that came from outside, the switch raises Cancelled. Raises RuntimeError on one that has finished.
         """
         self.check_open()
         if self._context.cancellation is None:
             self._start(self._run(f, args), self._context, name or _name_of(f, "fiber"), context)
+        else:
+            self._cut_short = True  # as if it had been cancelled before its first turn
 
     def fork_within(
         self, f: Callable[..., object], *args: Any, name: str, context: contextvars.Context | None = None
@@ -285,6 +287,7 @@ class Switch:
         if self._context.cancellation is None:
             self._start(self._run_for(Resolver(promise), f, args), self._context, name, context)
         else:
+            self._cut_short = True
             Resolver(promise).fail(Cancelled(self._context.cancellation.reason))
         return promise
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from domains import Cancelled, CancelScope, Promise, Switch, fiber, move_on_after, protect, timeout
+from domains import Cancelled, CancelScope, Promise, Stream, Switch, fiber, move_on_after, protect, timeout
 from domains.scheduler.context import root_contexts
 from domains.scheduler.suspend import Suspension, suspend
 
@@ -451,6 +451,38 @@ def test_fork_on_a_cancelled_switch_runs_nothing(run: Run) -> None:  # S18
             await promise
 
     run(main)
+
+
+@pytest.mark.parametrize(
+    ("fork", "expected"),
+    [
+        (Switch.fork, ["item"]),
+        (Switch.fork_promise, ["item"]),
+        (Switch.fork_daemon, ["item", "went on"]),  # as if it had been ended with all else
+    ],
+)
+def test_what_follows_a_switch_in_which_a_fiber_was_not_begun_does_not_run(
+    run: Run, fork: Callable[..., object], expected: list[str]
+) -> None:  # S9 S18
+    trace: list[str] = []
+
+    async def main() -> None:
+        stream: Stream[str] = Stream(1)
+
+        async def work() -> None:
+            async with Switch() as inner:
+                trace.append(await stream.take())
+                fork(inner, trace.append, "was run")
+            trace.append("went on")
+
+        async with Switch() as outer:
+            outer.fork(work)
+            await turns()
+            stream.add_nonblocking("item")
+            outer.cancel()
+
+    run(main)
+    assert trace == expected
 
 
 def test_a_fiber_may_be_named_and_is_named_after_its_function_otherwise(run: Run) -> None:  # S18
