@@ -93,6 +93,8 @@ class Suspension(Generic[T]):
             except InvalidStateError:  # a signal handler, which may broadcast, came first
                 self.fiber.told = told
                 self.fiber.tell_soon()
+        else:  # or it came while another wait was cancelled
+            self.fiber.tell_soon()
 
     def abandon(self) -> None:
         """Its fiber was destroyed, or thrown something into: withdraw it, if it waits still."""

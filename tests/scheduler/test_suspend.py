@@ -199,6 +199,33 @@ def test_a_signal_handler_that_comes_between_two_steps_of_cancelling_wins(run: R
     assert run(main) == ["resumed", "second ends", "first ends"]
 
 
+def test_who_is_resumed_while_others_are_cancelled_hears_as_soon_as_it_waits_again(run: Run) -> None:  # S9 S52
+    async def main() -> list[str]:
+        trace: list[str] = []
+        waits: dict[str, Suspension[str]] = {}
+
+        async def wait(kind: str) -> None:
+            def begin(suspension: Suspension[str]) -> Callable[[Suspension[str]], object]:
+                waits[kind] = suspension
+                return lambda _: kind != "first" or waits["second"].resume("resumed")
+
+            try:
+                trace.append(await suspend(begin, "test"))
+                async with asyncio.timeout(10):
+                    await asyncio.get_running_loop().create_future()
+            finally:
+                trace.append(f"{kind} ends")
+
+        async with Switch() as switch:
+            switch.fork(wait, "first")
+            switch.fork(wait, "second")
+            await fiber.yield_now()
+            switch.cancel()
+        return trace
+
+    assert run(main) == ["resumed", "first ends", "second ends"]
+
+
 def test_a_signal_handler_that_comes_between_two_steps_of_resuming_wins(run: Run) -> None:  # S52
     class Interrupted(asyncio.Future[str]):
         def get_loop(self) -> asyncio.AbstractEventLoop:
