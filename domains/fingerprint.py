@@ -9,6 +9,7 @@ becoming another object.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -19,7 +20,9 @@ _IMMUTABLE = frozenset({int, float, str, bytes, bool, type(None), complex, range
 _MOST_FUNCTIONS = 16
 """A function that leads to more others than this is pickled anew each time."""
 
-_names: dict[CodeType, tuple[str, ...]] = {}
+_MOST_KNOWN = 1024
+
+_names: OrderedDict[CodeType, tuple[str, ...]] = OrderedDict()  # the first to be forgotten first
 
 
 def fingerprint(f: FunctionType) -> Fingerprint | None:
@@ -91,4 +94,6 @@ def _names_in(code: CodeType) -> tuple[str, ...]:
         if isinstance(constant, CodeType):
             names.update(dict.fromkeys(_names_in(constant)))
     found = _names[code] = tuple(names)
+    if len(_names) > _MOST_KNOWN:
+        _names.popitem(last=False)
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from domains import testing
+from domains import fingerprint, testing
 from domains.domain_manager import DomainManager
 from domains.functions import Function, FunctionCatalogue
 from domains.scheduler.switch import Switch
@@ -119,3 +119,9 @@ def test_a_partial_shares_its_function_and_nothing_that_it_adds() -> None:
     assert [one.passed, other.passed] == [(([1],), {}), (([2],), {})]
     assert one.name == itself.name
     assert counts.pop() == 2  # once for each of the two that are sent
+
+
+def test_what_is_known_of_code_that_comes_and_goes_is_bounded() -> None:
+    for number in range(2000):
+        assert fingerprint.fingerprint(eval(f"lambda: print({number})")) is not None
+    assert len(fingerprint._names) <= 1024
