@@ -60,7 +60,7 @@ class _Turns(io.RawIOBase):
         self._descriptor = descriptor
         self._takes_turns = stat.S_ISFIFO(status.st_mode)
         self._patience_seconds = _PATIENCE_SECONDS
-        self._file = _files.setdefault((status.st_dev, status.st_ino), _File())
+        self.file = _files.setdefault((status.st_dev, status.st_ino), _File())
 
     def fileno(self) -> int:
         return self._descriptor
@@ -74,11 +74,11 @@ class _Turns(io.RawIOBase):
     def write(self, data: object) -> int:
         view = memoryview(data).cast("B")  # type: ignore[arg-type]  # io calls it with nothing but buffers
         size = len(view)
-        with self._file.threads:
-            locked = self._takes_turns and not self._file.is_locked and self._lock()
+        with self.file.threads:
+            locked = self._takes_turns and not self.file.is_locked and self._lock()
             try:
                 if locked:
-                    self._file.is_locked = True
+                    self.file.is_locked = True
                 while view:
                     try:
                         view = view[os.write(self._descriptor, view) :]
@@ -86,7 +86,7 @@ class _Turns(io.RawIOBase):
                         self._has_room(None)
             finally:
                 if locked:
-                    self._file.is_locked = False
+                    self.file.is_locked = False
                     fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
         return size
 
@@ -122,15 +122,33 @@ class _Turns(io.RawIOBase):
 
 
 class _Lines(io.TextIOWrapper):
-    """Keeps what begins a line, also behind a newline in the same text: Python's own writes both at once."""
+    """Keeps what begins a line, also behind a newline in the same text: Python's own writes both at once.
+
+    A thread takes its turn before the buffer's lock: one that waited with that would keep a signal's handler, which
+    interrupts the one whose turn it is, from printing there, and neither would ever go on.
+    """
+
+    def __init__(self, turns: _Turns, like: TextIO) -> None:
+        self._file = turns.file
+        buffered = io.BufferedWriter(turns, _LONGEST_LINE_BYTES)
+        super().__init__(buffered, encoding=like.encoding, errors=like.errors, line_buffering=True)
+
+    def _turn(self) -> contextlib.AbstractContextManager[object]:
+        """None as the interpreter ends: that may have ended a daemon thread in the midst of its own."""
+        return contextlib.nullcontext() if sys.is_finalizing() else self._file.threads
 
     def write(self, text: str, /) -> int:
-        end = text.rfind("\n") + 1 if isinstance(text, str) else 0
-        if 0 < end < len(text):
-            super().write(text[:end])
-            super().write(text[end:])
-            return len(text)
-        return super().write(text)
+        with self._turn():
+            end = text.rfind("\n") + 1 if isinstance(text, str) else 0
+            if 0 < end < len(text):
+                super().write(text[:end])
+                super().write(text[end:])
+                return len(text)
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._turn():
+            super().flush()
 
 
 def _whole_lines(stream: TextIO | None) -> TextIO | None:
@@ -146,8 +164,7 @@ def _whole_lines(stream: TextIO | None) -> TextIO | None:
         turns = _Turns(descriptor)
     except OSError:
         return None  # it is closed: as Python has it where it was from the start
-    buffered = io.BufferedWriter(turns, _LONGEST_LINE_BYTES)
-    return _Lines(buffered, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
+    return _Lines(turns, stream)
 
 
 def print_whole_lines() -> None:

@@ -148,6 +148,34 @@ sys.exit(others != [0])
         assert reading.read() == b"handler\nline\n"
 
 
+def test_a_signals_handler_prints_where_another_thread_waits_to_print_to_the_same_stream():
+    body = """
+import os, signal, sys, threading
+from domains import standard_streams
+real = os.write
+
+def write(descriptor, data):
+    os.write = real
+    thread.start()
+    while sys._current_frames()[thread.ident].f_code.co_filename != standard_streams.__file__:
+        os.sched_yield()
+    signal.raise_signal(signal.SIGUSR1)
+    return real(descriptor, data)
+
+os.write = write
+thread = threading.Thread(target=print, args=("thread",), kwargs={"file": sys.stderr})
+signal.signal(signal.SIGUSR1, lambda *_: print("handler", file=sys.stderr))
+signal.alarm(10)  # it ends in any case
+print("line")
+thread.join()
+"""
+    with pipe() as (reading, writing):
+        with start(body, writing, stderr=writing) as program:
+            assert program.wait(60) == 0
+        writing.close()
+        assert reading.read() == b"handler\nline\nthread\n"
+
+
 def test_who_is_stopped_as_it_prints_keeps_nobody_else_from_it():
     with pipe() as (reading, writing):
         fcntl.lockf(writing, fcntl.LOCK_EX)  # as a domain has it that writes
