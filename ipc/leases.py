@@ -162,11 +162,17 @@ _this_process = 0
 
 
 def this_process() -> int:
-    """This process, told apart from any later one with the same number."""
+    """This process, told apart from any later one with the same number.
+
+    Where it cannot find out when it was born, as for want of descriptors, it is its bare number, from then on.
+    """
     global _this_process
     if not _this_process:
         pid = os.getpid()
-        _this_process = _identify(pid) or pid
+        try:
+            _this_process = _identify(pid) or pid
+        except OSError:
+            _this_process = pid
     return _this_process
 
 
@@ -179,17 +185,22 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process, as `this_process` tells it there, still has its memory."""
-    return _identify(process & 0xFFFFFFFF) == process
+    """Whether a process, as `this_process` tells it there, still has its memory; also if that cannot be found out."""
+    pid = process & 0xFFFFFFFF
+    try:
+        found = _identify(pid)
+    except OSError:
+        return True  # to take a dead one for alive costs memory for a while, the converse lets data change in use
+    return found is not None and process in (found, pid)
 
 
 def _identify(pid: int) -> int | None:
-    """The process that has this number now, if it lives."""
+    """The process that has this number now, if it lives. Raises OSError if that cannot be found out."""
     if sys.platform.startswith("linux"):
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             return None
         if fields[0] in (b"Z", b"X"):
             return None

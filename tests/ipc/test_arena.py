@@ -1,5 +1,6 @@
 """The arena: what lies where, who may read it for how long, and that nothing is left of it."""
 
+import contextlib
 import errno
 import gc
 import os
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from domains import NotPicklable
 from domains.ipc import arena as arena_module
+from domains.ipc import leases
 from domains.ipc.arena import Arena
 from domains.ipc.blocks import Blocks, whole_pages
 from domains.ipc.descriptors import DESCRIPTOR_BYTES, Descriptor, LostBuffer
@@ -89,6 +91,18 @@ def lend(arena, buffer, link="link"):
     (descriptor,) = arena.lend([buffer], link)
     assert len(descriptor) == DESCRIPTOR_BYTES
     return descriptor
+
+
+@contextlib.contextmanager
+def no_descriptors_left():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def wait_for_names_to_go(borrower):
@@ -312,20 +326,33 @@ def test_a_lease_is_opened_once(make_arena):
 def test_what_cannot_be_mapped_for_want_of_descriptors_says_so_and_is_given_back(make_arena):
     arena, other = make_arena(), make_arena()
     descriptor = lend(arena, arena.keep([bytes(MB)]))
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
-    try:
+    with no_descriptors_left():
         (lost,) = other.borrow([memoryview(descriptor)])
         other.keep_house()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     with pytest.raises(NotPicklable, match="Too many open files"):
         Pickling().loads(b"", [lost])
     assert arena.statistics().leases == 1
     other.keep_house()
     assert arena.statistics().leases == 0
+
+
+def test_a_borrower_that_cannot_be_looked_up_for_want_of_descriptors_counts_as_alive(arena, borrower):
+    assert borrower.borrow(lend(arena, arena.keep([b"\x07" * MB]))) == "7"
+    with no_descriptors_left():
+        arena.link_gone("link")
+    assert arena.statistics().leases == 1
+    assert borrower("read") == "7"
+    borrower.kill()
+    arena.keep_house()
+    assert arena.statistics().leases == 0
+
+
+def test_a_process_that_could_not_read_when_it_was_born_counts_as_alive(monkeypatch):
+    monkeypatch.setattr(leases, "_this_process", 0)
+    with no_descriptors_left():
+        process = this_process()
+    assert process == this_process()
+    assert is_alive(process)
 
 
 def test_a_descriptor_without_a_lease_keeps_no_other_that_was_not_opened_from_going_back(make_arena, monkeypatch):
