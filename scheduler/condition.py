@@ -55,14 +55,15 @@ class Condition:
             return withdraw
 
         check()
+        lock = mutex._same_lock()
         try:
             await suspend(begin, "Condition.wait", self)
         except CancelledError:
             # Cancelled in `begin`, the mutex was never let go.
             if not mutex._is_mine():
-                await lock_again(mutex)
+                await lock_again(lock)
             raise
-        await lock_again(mutex)
+        await lock_again(lock)
 
     async def wait_no_mutex(self) -> None:
         """Wait for a broadcast. One that comes between reading a state and this call is missed."""
@@ -126,13 +127,13 @@ def _nothing() -> None:
     """What a loop is woken for, when that is all."""
 
 
-async def lock_again(mutex: Mutex) -> None:
+async def lock_again(lock: Callable[[], Awaitable[None]]) -> None:
     """Lock, whatever cancellations come meanwhile; a `task.cancel()` of somebody else is raised afterwards."""
     cancelled: CancelledError | None = None
     while True:
         try:
             with protect():
-                await mutex.lock()
+                await lock()
             break
         except CancelledError as error:
             cancelled = error

@@ -129,6 +129,10 @@ class Mutex:
         """Whether the running fiber holds it."""
         return self._state == current_fiber()
 
+    def _same_lock(self) -> Callable[[], Awaitable[None]]:
+        """What locks it again in the way in which it is held now, for those who let go of it in between."""
+        return self.lock
+
     # Steps that name the holder, for those who lock on behalf of another
 
     def _try_lock(self, holder: Hashable) -> bool:

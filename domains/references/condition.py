@@ -37,6 +37,7 @@ class ConditionReference(RemoteObject, Condition):
     async def wait(self, mutex: Mutex) -> None:
         if not mutex._is_mine():
             raise RuntimeError(f"{mutex!r} must be held by the fiber that waits with it")
+        lock = mutex._same_lock()
         call = await self._register()
         try:
             mutex.unlock()
@@ -46,9 +47,9 @@ class ConditionReference(RemoteObject, Condition):
         try:
             await call.outcome()
         except BaseException:  # cancelled, or the condition's home has died; the mutex may have another
-            await lock_again(mutex)
+            await lock_again(lock)
             raise
-        await lock_again(mutex)
+        await lock_again(lock)
 
     async def wait_no_mutex(self) -> None:
         await self._call("wait_no_mutex")

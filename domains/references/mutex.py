@@ -12,12 +12,13 @@ that it got there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import functools
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any
 
 from domains.conversation import Conversation
 from domains.errors import ConnectionLost, DomainDied, DomainsError
-from domains.ipc.lockword import LockWord
+from domains.ipc.lockword import LockHolder, LockWord
 from domains.references.calls import Calls, RemoteObject, Served, Withdraw
 from domains.references.kind import Export, Kind
 from domains.references.registry import References
@@ -303,6 +304,10 @@ class MutexReference(RemoteObject, Mutex):
         section = super().rw(protect=protect)
         section._mutex = _ForWriting(self)  # type: ignore[assignment]
         return section
+
+    def _same_lock(self) -> Callable[[], Awaitable[None]]:
+        holder: LockHolder | None = self._word.holder if self._word is not None else None
+        return functools.partial(self.lock, writes=holder is not None and bool(holder.note & _WRITES))
 
     def _take(self, fiber: Fiber, writes: bool, *, ahead: bool) -> bool:
         word: LockWord | None = self._word

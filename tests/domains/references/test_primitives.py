@@ -444,6 +444,34 @@ def test_a_holder_that_dies_releases_and_poisons_what_it_was_writing(link: str, 
     in_pool(main, link)
 
 
+async def wait_and_die(mutex: Mutex, condition: Condition | None, waits: Resolver[Condition]) -> None:
+    condition = condition or Condition()
+    async with mutex.rw():
+        waits.resolve(condition)
+        await condition.wait(mutex)
+        os._exit(3)
+
+
+@pytest.mark.parametrize("home", ["here", "there"])
+def test_a_writer_that_dies_after_it_waited_for_a_condition_poisons(link: str, home: str) -> None:  # S46 S51
+    async def main(pool: Any) -> None:
+        mutex = Mutex()
+        ours = Condition() if home == "here" else None
+        promise: Promise[Condition]
+        promise, waits = Promise.create()
+        async with pool._manager.spawn() as domain, Switch() as switch:
+            there = switch.fork_promise(domain.call, wait_and_die, mutex, ours, waits)
+            condition = await promise
+            async with mutex.ro():
+                condition.broadcast()
+            with pytest.raises(DomainDied):
+                await there
+            with pytest.raises(Poisoned):
+                await mutex.lock()
+
+    in_pool(main, link)
+
+
 # Semaphores
 
 
