@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Any
 
 from domains.conversation import Conversation
-from domains.errors import ConnectionLost, DomainDied, DomainsError
+from domains.errors import ConnectionLost, DomainDied, DomainsError, DomainUnavailable
+from domains.identity import current
 from domains.ipc.lockword import LockHolder, LockWord
 from domains.references.calls import Calls, RemoteObject, Served, Withdraw
 from domains.references.kind import Export, Kind
@@ -238,7 +239,7 @@ class SharedMutex(Mutex):
 class MutexReference(RemoteObject, Mutex):
     """A mutex whose home is another domain. `_state` is the fiber of this domain that holds it, if one does."""
 
-    __slots__ = ("home", "home_name", "number")
+    __slots__ = ("_descriptor", "_why_no_word", "home", "home_name", "number")
 
     def __init__(self, references: References, home: int, number: int, label: Any) -> None:
         name, descriptor = label
@@ -246,10 +247,10 @@ class MutexReference(RemoteObject, Mutex):
         self.home = home
         self.number = number
         self._calls = references.calls
-        try:
-            self._word = LockWord.attach(descriptor)
-        except OSError:
-            self._word = None  # its home has ended, as whoever asks it will hear
+        self._descriptor: bytes = descriptor  # the home's own: another domain's would end with that one
+        self._word = None
+        self._why_no_word = ""
+        self._find_word()
 
     def __repr__(self) -> str:
         return self._describe("mutex" if self.label is None else f"mutex {self.label!r}")
@@ -281,6 +282,8 @@ class MutexReference(RemoteObject, Mutex):
             self._tell("arrived", call.number, took)
             if took:
                 return
+            if self._word is None:
+                raise self._without_word()
             again = True
 
     def try_lock(self) -> bool:
@@ -288,6 +291,8 @@ class MutexReference(RemoteObject, Mutex):
             return True
         if self._word is None or self._word.is_poisoned:
             self._ask("check")
+        if self._word is None:
+            raise self._without_word()
         return False
 
     def unlock(self) -> None:
@@ -309,8 +314,25 @@ class MutexReference(RemoteObject, Mutex):
         holder: LockHolder | None = self._word.holder if self._word is not None else None
         return functools.partial(self.lock, writes=holder is not None and bool(holder.note & _WRITES))
 
-    def _take(self, fiber: Fiber, writes: bool, *, ahead: bool) -> bool:
+    def _find_word(self) -> LockWord | None:
+        """The word, opened if it is not yet; None if that fails: its home has ended, or this domain lacks something."""
+        if self._word is None and self._descriptor:
+            try:
+                self._word = LockWord.attach(self._descriptor)
+            except OSError as error:
+                self._why_no_word = str(error)
         word: LockWord | None = self._word
+        return word
+
+    def _without_word(self) -> DomainUnavailable:
+        """What to raise where there is no word though the home lives, as that has answered."""
+        return DomainUnavailable(
+            f"{self!r} cannot be locked by domain {current().name!r}, which cannot open its lock word: "
+            f"{self._why_no_word}; see that it can, then try again"
+        )
+
+    def _take(self, fiber: Fiber, writes: bool, *, ahead: bool) -> bool:
+        word = self._find_word()
         note = _WRITES if writes else 0
         if word is None or not word.try_lock(note, ahead=ahead):
             return False
@@ -334,6 +356,7 @@ class MutexReference(RemoteObject, Mutex):
 
     def home_gone(self, error: DomainsError) -> None:
         """The word is closed for good: whoever comes asks the home, and hears of its end."""
+        self._descriptor = b""
         if self._word is not None:
             self._word.mark_waiting()
 
@@ -387,7 +410,7 @@ class MutexKind(Kind):
         self._calls = references.calls
 
     def label_of(self, target: Mutex) -> tuple[str | None, bytes]:
-        return target.label, target._word.descriptor if target._word is not None else b""
+        return target.label, target._descriptor if isinstance(target, MutexReference) else target._word.descriptor
 
     def make_reference(self, references: References, home: int, number: int, label: Any) -> Any:
         return MutexReference(references, home, number, label)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import itertools
 import os
 import signal
 import threading
@@ -14,6 +16,7 @@ import pytest
 from domains import (
     Condition,
     DomainDied,
+    DomainUnavailable,
     Mutex,
     NotPicklable,
     Poisoned,
@@ -24,9 +27,12 @@ from domains import (
     Stream,
     Switch,
     fiber,
+    timeout,
 )
+from domains.ipc.lockword import LockWord
 from domains.protocol import ReleaseReference
 from domains.references.kind import Export
+from domains.references.mutex import MutexKind
 from domains.references.semaphore import SemaphoreKind, _acquire
 
 from . import moments
@@ -232,6 +238,68 @@ def test_a_section_that_fails_with_what_cannot_travel_poisons_all_the_same(link:
         with pytest.raises(Poisoned) as caught:
             await mutex.lock()
         assert isinstance(caught.value.__cause__, NotPicklable)
+
+    in_pool(main, link)
+
+
+async def open_no_word(times: int) -> None:
+    attach = LockWord.attach
+    left = itertools.count(times, -1)
+
+    def fail(descriptor: bytes) -> LockWord:
+        if next(left) > 0:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return attach(descriptor)
+
+    LockWord.attach = fail  # type: ignore[method-assign, assignment]
+
+
+async def lock_and_unlock(mutex: Mutex, tries: bool) -> bool:
+    with timeout(20):
+        if not tries:
+            await mutex.lock()
+        elif not mutex.try_lock():
+            return False
+        mutex.unlock()
+        return True
+
+
+@pytest.mark.parametrize("tries", [False, True])
+def test_a_mutex_that_came_for_want_of_descriptors_without_its_word_is_locked_once_there_are_some(
+    link: str, tries: bool
+) -> None:  # S44 S48
+    async def main(pool: Any) -> None:
+        await pool.submit(open_no_word, 1, weight=0.1)
+        mutex = Mutex()
+        assert await pool.submit(lock_and_unlock, mutex, tries, weight=0.1)
+
+    in_pool(main, link)
+
+
+def test_a_mutex_whose_word_cannot_be_opened_says_so_and_stays_free(link: str) -> None:  # S44 S48
+    async def main(pool: Any) -> None:
+        await pool.submit(open_no_word, 1_000_000, weight=0.1)
+        mutex = Mutex("ledger")
+        for tries in (False, True):
+            with pytest.raises(DomainUnavailable, match=r"<mutex 'ledger', of domain 'main'> .*Too many open files"):
+                await pool.submit(lock_and_unlock, mutex, tries, weight=0.1)
+            with timeout(20):
+                await mutex.lock()
+            mutex.unlock()
+
+    in_pool(main, link)
+
+
+async def hand_on(mutex: Mutex) -> bytes:
+    _kept.append(mutex)
+    return MutexKind().label_of(mutex)[1]
+
+
+def test_a_mutex_that_is_handed_on_is_found_at_its_home_whoever_ends_meanwhile(link: str) -> None:
+    async def main(pool: Any) -> None:
+        mutex = Mutex()
+        assert await pool.submit(hand_on, mutex, weight=0.1) == MutexKind().label_of(mutex)[1]
+        await pool.submit(forget, weight=0.1)
 
     in_pool(main, link)
 
