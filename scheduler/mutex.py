@@ -157,13 +157,7 @@ class Mutex:
     def _unlock(self, holder: Hashable) -> None:
         state = self._state
         if state == holder and state is not None:
-            while self._waiters:
-                entry = self._waiters.pop_first()
-                if entry is not None and entry[0].resume(None):
-                    self._state = entry[1]
-                    return
-            self._waiters = None
-            self._state = None
+            self._hand_over()
         elif state is None:
             error = RuntimeError(f"{self!r} was unlocked, but nobody had locked it")
             self._poison(error)
@@ -172,6 +166,16 @@ class Mutex:
             raise self._poisoned()
         else:
             raise RuntimeError(f"{self!r} can be unlocked only by its holder")
+
+    def _hand_over(self) -> None:
+        """Let the first who waits have it; it is free if nobody does."""
+        while self._waiters:
+            entry = self._waiters.pop_first()
+            if entry is not None and entry[0].resume(None):
+                self._state = entry[1]
+                return
+        self._waiters = None
+        self._state = None
 
     def _poison(self, cause: BaseException) -> None:
         """What it protects may be broken: nobody gets in any more."""

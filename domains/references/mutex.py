@@ -77,13 +77,16 @@ class SharedMutex(Mutex):
     def unshare(self) -> None:
         """Nobody else knows it any more."""
         word: LockWord = self._word
-        if word.is_mine:
+        is_taken = word.is_mine  # if not by a fiber, then by an operation that is about to poison it
+        if is_taken:
             word.unlock()
         word.close()
         del self._calls, self._word, self._ahead, self._streak
         if not self._waiters:
             self._waiters = None
         self.__class__ = Mutex  # type: ignore[assignment]
+        if self._state is None and not is_taken:
+            self._hand_over()  # it may have been held elsewhere until now, while fibers of the home waited
 
     # As a mutex
 

@@ -242,6 +242,32 @@ def test_a_section_that_fails_with_what_cannot_travel_poisons_all_the_same(link:
     in_pool(main, link)
 
 
+async def lock(mutex: Mutex, other: Mutex) -> None:
+    await mutex.lock()
+    _kept.extend((other, mutex))
+
+
+async def forget_last() -> None:
+    _kept.pop()
+    gc.collect()
+    await fiber.yield_now()
+
+
+def test_a_mutex_whose_only_other_domain_forgets_it_locked_goes_to_who_waits_at_home(link: str) -> None:  # S44
+    async def main(pool: Any) -> None:
+        mutex, other = Mutex(), Mutex()
+        with timeout(20):
+            async with Switch() as switch:
+                await pool.submit(lock, mutex, other, weight=0.1)
+                switch.fork(mutex.lock)
+                while not mutex._waiters:
+                    await fiber.yield_now()
+                await pool.submit(forget_last, weight=0.1)
+        await pool.submit(forget, weight=0.1)
+
+    in_pool(main, link)
+
+
 async def open_no_word(times: int) -> None:
     attach = LockWord.attach
     left = itertools.count(times, -1)
