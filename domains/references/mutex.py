@@ -255,6 +255,12 @@ class MutexReference(RemoteObject, Mutex):
         self._why_no_word = ""
         self._find_word()
 
+    def __del__(self) -> None:
+        # Before the home hears that nobody here has it any more, and looks what was left behind: that takes a turn.
+        word: LockWord | None = getattr(self, "_word", None)
+        if word is not None and word.is_mine:
+            word.abandon()
+
     def __repr__(self) -> str:
         return self._describe("mutex" if self.label is None else f"mutex {self.label!r}")
 

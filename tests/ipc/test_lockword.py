@@ -122,6 +122,46 @@ def test_a_word_that_its_home_closed_is_used_for_another_lock():
     second.close()
 
 
+def test_what_was_abandoned_looks_to_its_own_process_too_as_if_its_holder_had_died(word):
+    assert word.try_lock(note=7)
+    word.abandon()
+    assert not word.is_mine
+    other = LockWord.attach(word.descriptor)
+    assert other.try_lock(note=1)
+    assert (other.abandoned.pid, other.abandoned.note) == (os.getpid(), 7)
+    other.recover(note=1)
+    assert other.abandoned is None
+    other.unlock()
+
+
+def test_what_is_abandoned_as_its_page_is_collected_with_it_is_abandoned_all_the_same(word):
+    class Owner:
+        def __init__(self):
+            self.word = LockWord.attach(word.descriptor)
+            self.itself = self
+
+        def __del__(self):
+            self.word.abandon()
+
+    def act(theirs):
+        failures = []
+        sys.unraisablehook = failures.append
+        lockword._pages._pages.clear()  # so that nobody else here has the page, as its maker, whom it copies, does
+        owner = Owner()
+        assert owner.word.try_lock(note=7)
+        del owner
+        gc.collect()
+        return not failures
+
+    child = Child(word, act)
+    assert child.answer
+    assert word.try_lock()
+    assert (word.abandoned.pid, word.abandoned.note) == (child.pid, 7)
+    word.recover()
+    word.unlock()
+    child.end()
+
+
 def test_one_who_did_not_lock_it_cannot_unlock_it(word):
     other = LockWord.attach(word.descriptor)
     assert word.try_lock()

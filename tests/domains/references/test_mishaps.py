@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import itertools
@@ -242,9 +243,13 @@ def test_a_section_that_fails_with_what_cannot_travel_poisons_all_the_same(link:
     in_pool(main, link)
 
 
-async def lock(mutex: Mutex, other: Mutex) -> None:
-    await mutex.lock()
+async def lock(mutex: Mutex, other: Mutex, how: str = "lock") -> None:
+    await {"lock": mutex.lock, "ro": mutex.ro().__aenter__, "rw": mutex.rw().__aenter__}[how]()
     _kept.extend((other, mutex))
+
+
+async def keep(mutex: Mutex) -> None:
+    _kept.append(mutex)
 
 
 async def forget_last() -> None:
@@ -264,6 +269,21 @@ def test_a_mutex_whose_only_other_domain_forgets_it_locked_goes_to_who_waits_at_
                     await fiber.yield_now()
                 await pool.submit(forget_last, weight=0.1)
         await pool.submit(forget, weight=0.1)
+
+    in_pool(main, link)
+
+
+@pytest.mark.parametrize("how", ["lock", "ro", "rw"])
+def test_a_mutex_that_another_domain_forgets_locked_comes_back_as_from_one_that_died(link: str, how: str) -> None:
+    async def main(pool: Any) -> None:
+        mutex, other = Mutex(), Mutex()
+        async with pool._manager.spawn() as domain:
+            await domain.call(keep, mutex)
+            await pool.submit(lock, mutex, other, how, weight=0.1)
+            await pool.submit(forget_last, weight=0.1)
+            with timeout(20), pytest.raises(Poisoned) if how == "rw" else contextlib.nullcontext():
+                await mutex.lock()
+            await pool.submit(forget, weight=0.1)
 
     in_pool(main, link)
 
