@@ -297,7 +297,7 @@ class ZeroMQLink(Link):
 @contextlib.contextmanager
 def _opened(context: ZeroMQContext, name: str, address: str) -> Iterator[zmq.Socket[bytes]]:
     """A socket for a link, closed again if the link cannot be opened; that is told as DomainUnavailable."""
-    made = context.socket()
+    made = context.socket(address)
     try:
         yield made
     except zmq.ZMQError as error:

@@ -21,6 +21,12 @@ _FRAMES_IN_QUEUE = 16
 """How many frames ZeroMQ may hold on either side of a link."""
 
 _HANDSHAKE_MS = 10_000
+"""How long one who connects from anywhere may take to show its key, and this loop to check it.
+
+There is no such limit on one machine, where only this user's processes can connect: a link must open however long one
+of its ends has been busy, for it connects only once.
+"""
+
 _RECONNECT_MS = 3_600_000
 """Longer than a link outlives its connection. Told not to reconnect, libzmq drops what has come and was not read."""
 
@@ -47,13 +53,13 @@ class ZeroMQContext:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._gate.fileno(), self.check_keys)
 
-    def socket(self) -> zmq.Socket[bytes]:
-        """One end of a link. Raises DomainUnavailable if there can be none."""
+    def socket(self, address: str) -> zmq.Socket[bytes]:
+        """One end of a link at that address. Raises DomainUnavailable if there can be none."""
         _check_descriptors(_LINK_DESCRIPTORS)
         made = self._context.socket(zmq.PAIR)
         made.sndhwm = made.rcvhwm = _FRAMES_IN_QUEUE
         made.linger = 0
-        made.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        made.setsockopt(zmq.HANDSHAKE_IVL, 0 if address.startswith("ipc://") else _HANDSHAKE_MS)
         made.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         return made
 

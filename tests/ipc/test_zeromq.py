@@ -13,6 +13,7 @@ import pytest
 import zmq
 
 from domains import ConnectionLost, DomainUnavailable
+from domains.ipc import zeromq_context
 from domains.ipc.frames import frame_header
 from domains.ipc.keys import new_key_pair
 from domains.ipc.link import LinkState
@@ -227,6 +228,25 @@ def test_many_who_connect_and_say_nothing_do_not_keep_the_right_peer_out():
         await asyncio.sleep(0.1)
         connected.send("still in")
         assert await first.heard(2) == ["in", "still in"]
+        connected.close()
+        await first.gone()
+        await second.gone()
+
+    run(main)
+
+
+def test_a_link_whose_bound_end_was_busy_as_the_other_connected_opens_however_long_that_took(monkeypatch):
+    monkeypatch.setattr(zeromq_context, "_HANDSHAKE_MS", 50)
+
+    async def main(kind):
+        address = kind.address()
+        bound, connected = kind.bound(address), kind.connected(address)
+        first, second = Recorder(), Recorder()
+        bound.start(first)
+        connected.start(second)
+        connected.send("in")
+        time.sleep(0.3)  # noqa: ASYNC251 - keeps the loop, which has to let the other in, from turning
+        assert await first.heard(1) == ["in"]
         connected.close()
         await first.gone()
         await second.gone()
