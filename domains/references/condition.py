@@ -22,7 +22,7 @@ from domains.scheduler.mutex import Mutex
 class ConditionReference(RemoteObject, Condition):
     """A condition whose home is another domain."""
 
-    __slots__ = ("_calls", "_loop", "home", "home_name", "number")
+    __slots__ = ("_calls", "_loop", "_owes_broadcast", "home", "home_name", "number")
 
     def __init__(self, references: References, home: int, number: int, label: Any) -> None:
         super().__init__(label)
@@ -30,6 +30,7 @@ class ConditionReference(RemoteObject, Condition):
         self.number = number
         self._calls = references.calls
         self._loop = asyncio.get_running_loop()
+        self._owes_broadcast = False
 
     def __repr__(self) -> str:
         return self._describe("condition" if self.label is None else f"condition {self.label!r}")
@@ -52,14 +53,15 @@ class ConditionReference(RemoteObject, Condition):
         await lock_again(lock)
 
     async def wait_no_mutex(self) -> None:
-        await self._call("wait_no_mutex")
+        await self._begin_to_wait().outcome()
 
     def broadcast(self) -> None:
         if asyncio._get_running_loop() is None:
             self._tell("broadcast")  # from a plain job or another thread
         else:
             # Perhaps from a signal handler, in the middle of something.
-            self._loop.call_soon_threadsafe(self._tell, "broadcast")
+            self._owes_broadcast = True
+            self._loop.call_soon_threadsafe(self._send_broadcast)
 
     async def loop_no_mutex(self, f: Callable[[], Any]) -> Any:
         while True:
@@ -76,14 +78,24 @@ class ConditionReference(RemoteObject, Condition):
 
     async def _register(self) -> Call:
         """Begin to wait; when this returns the home knows."""
-        check()
-        call = self._calls.begin(self, "wait_no_mutex", ())
+        call = self._begin_to_wait()
         try:
             await self._call("fence")
         except BaseException:
             self._calls.withdraw(call)
             raise
         return call
+
+    def _begin_to_wait(self) -> Call:
+        """Wait for what is broadcast from now on: what this domain has broadcast before goes ahead."""
+        check()
+        self._send_broadcast()
+        return self._calls.begin(self, "wait_no_mutex", ())
+
+    def _send_broadcast(self) -> None:
+        if self._owes_broadcast:
+            self._owes_broadcast = False  # before it is sent: one that comes meanwhile is owed again
+            self._tell("broadcast")
 
 
 class ConditionKind(Kind):

@@ -578,6 +578,29 @@ def test_a_wait_cancelled_there_holds_the_mutex_again(link: str) -> None:  # S51
     assert in_pool(main, link) == [True, True, False]
 
 
+async def broadcast_and_wait(condition: Condition, with_mutex: bool) -> None:
+    mutex = Mutex()
+    async with mutex.ro():
+        condition.broadcast()
+        await (condition.wait(mutex) if with_mutex else condition.wait_no_mutex())
+
+
+@pytest.mark.parametrize("with_mutex", [True, False])
+def test_a_broadcast_there_does_not_wake_who_waits_after_it(link: str, with_mutex: bool) -> None:  # S52
+    async def main(pool: Any) -> None:
+        condition = Condition()
+        async with Switch() as switch:
+            there = pool.submit_fork(switch, broadcast_and_wait, condition, with_mutex, weight=0.1)
+            await condition.wait_no_mutex()  # until it has been woken by the broadcast from there
+            while not condition._waiters:
+                assert not there.is_resolved
+                await fiber.yield_now()
+            condition.broadcast()
+            await there
+
+    in_pool(main, link)
+
+
 def broadcast_from_a_plain_job(condition: Condition) -> None:
     condition.broadcast()
 
