@@ -214,9 +214,10 @@ class DomainHandle:
         self._when_ready = callback
 
     def watch_memory(self, most_bytes: int, callback: Callable[[], None]) -> None:
-        """Call this once when the domain holds more resident memory than so much, after a job."""
+        """Call this once when the domain holds more resident memory than so much, after a job that begins later."""
         self.conversation.handle(MemoryExceeded, lambda message, _: callback())
-        self.conversation.send(WatchMemory(most_bytes))
+        if self.link.is_open:
+            self.conversation.send(WatchMemory(most_bytes))
 
     def _hand_back(self, tickets: Iterable[int]) -> list[Job[Any]]:
         jobs = []

@@ -115,6 +115,7 @@ class JobRunner:
         self._weight = 0
         self._lent: set[int] = set()  # running jobs whose weight does not count at the moment
         self._memory: MemoryWatch | None = None
+        self._memory_is_due = False  # a job has begun since memory is watched
         self._finishing = False
         self._pump_scheduled = False
         self._base = contextvars.copy_context()
@@ -183,6 +184,12 @@ class JobRunner:
         self._memory = MemoryWatch(
             message.most_bytes, lambda size_bytes: self._conversation.send(MemoryExceeded(size_bytes))
         )
+        self._memory_is_due = False
+
+    def _look_at_memory(self) -> None:
+        # One that holds too much from the start has a job all the same, or the pool would replace it for ever.
+        if self._memory is not None and self._memory_is_due:
+            self._memory.look()
 
     def pump(self) -> None:
         """Start what may start now; comes back by itself when the loop has had a turn."""
@@ -208,12 +215,10 @@ class JobRunner:
             self._start(received)
             self._busy_with[0] = NOBODY
             if time.perf_counter() > slice_end:
-                if self._memory is not None:
-                    self._memory.look()
+                self._look_at_memory()
                 self._schedule_pump()
                 return
-        if self._memory is not None:
-            self._memory.look()
+        self._look_at_memory()
         if self._finishing and not (self._running or self._received or self._at_once or self._postponed):
             self._finishing = False
             self._on_finished()
@@ -280,6 +285,7 @@ class JobRunner:
                 error = NotPicklable(what, error.why, error.hint)
             self._answer_raised(message.job, error, 0.0, "a job that could not be opened", opened=False)
             return
+        self._memory_is_due = True
         self._running[message.job] = None
         self._weight += message.weight
         if known.is_async:

@@ -206,19 +206,24 @@ class Members:
         handle.when_lent(partial(self._listener.weight_lent, member))
         handle.when_ready(partial(self._ready, member))
         handle.when_ended(self._ended)
-        if options.max_memory is not None:
-            handle.watch_memory(options.max_memory, partial(self._too_large, member))
-        if job is not None:
+        if job is None:
+            self._watch_memory(member)
+        else:
             job.on_end = partial(self._initialized, member)
             handle.start([job])
         if self._shrinking is None and self._count() > options.min_domains:
             self._shrinking = self._loop.call_later(options.idle, self._shrink)
+
+    def _watch_memory(self, member: Member) -> None:
+        if self._options.max_memory is not None:
+            member.handle.watch_memory(self._options.max_memory, partial(self._too_large, member))
 
     def _initialized(self, member: Member, job: Job[Any]) -> None:
         result = job.promise.peek()
         if not isinstance(result, Raised):
             if member.state is MemberState.STARTING:
                 member.state = MemberState.SERVING
+                self._watch_memory(member)  # what the initializer takes counts only once a job has begun
                 self._began_to_serve()
             self._listener.changed()
         elif not member.handle.has_ended:

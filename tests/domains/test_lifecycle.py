@@ -155,6 +155,16 @@ def test_a_domain_is_replaced_when_it_holds_too_much_memory(link):
     assert max(pids.count(pid) for pid in pids) <= 4
 
 
+@pytest.mark.parametrize("initializer", [None, read_resource])
+def test_a_domain_that_holds_too_much_memory_before_any_job_still_has_one(initializer):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, initializer=initializer, max_memory=1) as pool:
+            await pool.ready()
+            return [(await pool.submit(domains.current, weight=1.0, timeout=5.0)).id for _ in range(2)]
+
+    assert run(main) == [1, 2]
+
+
 def test_memory_that_cannot_be_looked_at_for_want_of_a_descriptor_is_not_too_much():
     told = []
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
