@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import contextvars
 import enum
+import inspect
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from domains.domain import FINISHING_SECONDS, DomainHandle
 from domains.errors import Closed, DomainsError, DomainUnavailable, copy_of
 from domains.job import Job
+from domains.pool.initializing import initialize, initialize_async
 from domains.pool.options import PoolOptions
 from domains.pool.restarts import Restarts
 from domains.protocol import FULL_WEIGHT
@@ -124,7 +126,8 @@ class Members:
         self._closing = False
         self._shrinking: asyncio.TimerHandle | None = None
         self._heartbeat_seconds = options.heartbeat_seconds
-        self._initializer = None if options.initializer is None else manager.catalogue.add(options.initializer)
+        initializer = options.initializer
+        self._initializer = None if initializer is None else manager.catalogue.add(_without_result(initializer))
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.kill)
             for _ in range(options.min_domains):
@@ -371,6 +374,11 @@ class Members:
         turns, self._turns = self._turns, []
         for resolver in turns:
             resolver.resolve(None)
+
+
+def _without_result(initializer: Callable[..., object]) -> Callable[..., object]:
+    """What it returns, as a lock, need not travel."""
+    return partial(initialize_async if inspect.iscoroutinefunction(initializer) else initialize, initializer)
 
 
 def _cannot_start(member: Member) -> DomainUnavailable:

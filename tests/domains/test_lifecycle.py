@@ -5,6 +5,7 @@ import asyncio
 import contextvars
 import os
 import resource
+import signal
 import threading
 import time
 from functools import partial
@@ -49,6 +50,41 @@ def test_each_domain_is_initialized_once_before_its_first_job(link, initializer)
 
     results = run(main, link)
     assert {tuple(resource) for _, resource in results} == {("database",)}
+
+
+def open_what_cannot_travel():
+    _resource.append("opened")
+    return threading.Lock()
+
+
+async def open_slowly_what_cannot_travel():
+    return open_what_cannot_travel()
+
+
+def open_later_what_cannot_travel():
+    return open_slowly_what_cannot_travel()
+
+
+@pytest.mark.parametrize(
+    "initializer", [open_what_cannot_travel, open_slowly_what_cannot_travel, open_later_what_cannot_travel]
+)
+def test_what_an_initializer_returns_need_not_travel(initializer):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, initializer=initializer) as pool:
+            await pool.ready()
+            return (await pool.submit(read_resource, weight=1.0))[1]
+
+    assert run(main) == ["opened"]
+
+
+def test_a_function_that_was_not_made_for_it_may_be_an_initializer():
+    ignored = (signal.SIGINT, signal.SIG_IGN)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, initializer=signal.signal, initargs=ignored) as pool:
+            return await pool.submit(signal.getsignal, signal.SIGINT, weight=1.0)
+
+    assert run(main) == signal.SIG_IGN
 
 
 def test_an_initializer_sees_the_context_variables_of_who_entered_the_pool():  # S12

@@ -263,6 +263,9 @@ def test_a_failing_initializer_is_named_as_the_reason(link):
             with pytest.raises(DomainUnavailable, match=r"fail_to_initialize.*no licence") as caught:
                 await pool.ready()
             assert isinstance(caught.value.__cause__, ValueError)
+            (traceback,) = caught.value.__cause__.__notes__
+            assert "in fail_to_initialize" in traceback
+            assert "initializing.py" not in traceback
             with pytest.raises(DomainUnavailable):
                 await pool.submit(abs, 1, weight=1.0)
 
