@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from domains.domain import FINISHING_SECONDS, DomainHandle
+from domains.domain import FINISHING_SECONDS, DomainHandle, DomainState
 from domains.errors import Closed, DomainsError, DomainUnavailable, copy_of
 from domains.job import Job
 from domains.pool.initializing import initialize, initialize_async
@@ -305,15 +305,17 @@ class Members:
         del self._by_handle[handle]  # while it had jobs it could be found: a finalizer may cancel one
         if self._closing:
             return
-        if member.state is not MemberState.RETIRED:
+        # One may be retired as soon as it is born, with the only job that it may have; one that was killed as it began,
+        # because it had none, says nothing.
+        if member.state is not MemberState.RETIRED or not (handle.was_ready or handle.was_killed):
             served = handle.was_ready and member.state is MemberState.SERVING
             if served:
                 self._false_starts = 0
             else:
                 self._count_false_start(handle)
                 self._false_start = _cannot_start(member)
-            if not handle.was_killed:
-                self._restarts.record_death()
+        if handle.state is DomainState.DEAD and not handle.was_killed:
+            self._restarts.record_death()
         if self._has_given_up():  # perhaps only now, because the last who served was retired
             assert self._false_start is not None
             self._break_unless_some_serve(self._false_start)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 import domains
 from domains import DomainUnavailable, ExecutorPool, Switch
+from domains.pool.dispatch import Dispatcher
+from domains.pool.members import Members
 
 from .limits import without_capabilities
 from .program import Program
@@ -152,6 +155,35 @@ def test_no_more_descriptors_in_the_launcher_leaves_its_domains_alone(link):
             assert await env.domain_mgr.run(_echo, 4) == 4
 
     domains.run(main, link=link)
+
+
+def test_a_pool_whose_domains_die_at_birth_fails_its_jobs_though_each_may_have_only_one(monkeypatch):
+    recruit, assign = Members._recruit, Dispatcher._assign
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, min_domains=0, max_domains=1, max_jobs=1) as pool, Switch() as sw:
+            assert await pool.submit(_echo, 1, weight=1.0) == 1
+            while pool.stats().domains:
+                await domains.fiber.yield_now()
+            launcher = env.domain_mgr._provider._connection.process.pid
+
+            def stop_and_recruit(members):  # so that the domain has its job before it is known that it cannot start
+                os.kill(launcher, signal.SIGSTOP)
+                recruit(members)
+
+            def assign_and_go_on(*args):
+                os.kill(launcher, signal.SIGCONT)
+                return assign(*args)
+
+            monkeypatch.setattr(Members, "_recruit", stop_and_recruit)
+            monkeypatch.setattr(Dispatcher, "_assign", assign_and_go_on)
+            have = len(os.listdir(f"/proc/{launcher}/fd"))
+            resource.prlimit(launcher, resource.RLIMIT_NOFILE, (have, have))
+            for promise in [pool.submit_fork(sw, _echo, n, weight=1.0) for n in range(5)]:
+                with pytest.raises(DomainUnavailable, match=r"cannot start.*Too many open files"):
+                    await promise
+
+    domains.run(main)
 
 
 def test_too_many_descriptors_on_their_way_fail_the_start_of_a_domain(link, tmp_path):
