@@ -86,6 +86,11 @@ class Member:
         return running is not None and not running.function.is_async
 
     @property
+    def only_waits(self) -> bool:
+        """Whether all that it runs waits for jobs of its own, so that it does not end before others have run those."""
+        return 0 < self.jobs == len(self.lent)
+
+    @property
     def serves(self) -> bool:
         """Whether it may be sent jobs."""
         return self.state is _SERVING and self.handle.takes_jobs
@@ -163,6 +168,9 @@ class Members:
         return len(self._by_handle) - len(loads) + busy + len(self._planned)
 
     def _restore(self) -> None:
+        if self._has_given_up():  # perhaps only now, because the last who served was retired
+            assert self._false_start is not None
+            self._break_unless_some_serve(self._false_start)
         while self._count() < self._options.min_domains and self._add():
             pass
         self._listener.changed()  # if jobs wait, it calls `grow`
@@ -316,21 +324,17 @@ class Members:
                 self._false_start = _cannot_start(member)
         if handle.state is DomainState.DEAD and not handle.was_killed:
             self._restarts.record_death()
-        if self._has_given_up():  # perhaps only now, because the last who served was retired
-            assert self._false_start is not None
-            self._break_unless_some_serve(self._false_start)
-        else:
-            self._restore()
+        self._restore()
 
     def _break_unless_some_serve(self, failure: DomainsError) -> None:
         self._failure = failure
         self._turn()
-        if self._by_handle or self._planned:
+        if self._planned or any(member.state is not MemberState.RETIRED for member in self):
             return
-        if isinstance(failure, DomainUnavailable) and not self._has_given_up():
-            self._listener.stranded(failure)  # what kept a domain from starting, such as a limit, may pass
-        else:
+        if not isinstance(failure, DomainUnavailable) or self._has_given_up():
             self._listener.broken(failure)
+        elif all(member.only_waits for member in self):
+            self._listener.stranded(failure)  # what kept a domain from starting, such as a limit, may pass
 
     def _stop_starting(self) -> None:
         self._closing = True

@@ -577,18 +577,42 @@ def test_a_pool_whose_last_domain_is_a_retired_one_fails_its_jobs_if_no_other_ca
             last = pool.submit_fork(switch, _have_others_die, path, start, promise, weight=0.1)
             await began
             waiting = pool.submit_fork(switch, os.getpid, weight=0.1)
-            while pool._dispatch._members._failure is None:
-                await asyncio.sleep(0.01)
-            assert not waiting.is_resolved
-            resolver.resolve("ended")
-            assert await last == "ended"
             with pytest.raises(DomainUnavailable, match="cannot start"):
                 await waiting
+            assert not last.is_resolved
+            resolver.resolve("ended")
+            assert await last == "ended"
 
     domains.run(main, link=link)
 
 
-def test_a_pool_whose_last_domain_is_recycled_after_others_could_not_start_fails_its_jobs(link, tmp_path):
+async def _have_others_die_and_need_one(path, pool):
+    path.touch()
+    return await pool.submit(os.getpid, weight=0.1)
+
+
+def test_a_job_of_a_retired_domain_that_waits_for_another_fails_if_no_other_domain_can_start(link, tmp_path):
+    path = tmp_path / "die"
+
+    async def main(env):
+        options = {"max_jobs": 1, "initializer": _die_where_told, "initargs": (path,)}
+        async with ExecutorPool(env.domain_mgr, domain_count=1, **options) as pool:
+            with pytest.raises(DomainUnavailable, match="cannot start"):
+                await pool.submit(_have_others_die_and_need_one, path, pool, weight=1.0)
+
+    domains.run(main, link=link)
+
+
+def _process_of_its_own(pool):
+    return os.getpid()
+
+
+async def _process_of_another(pool):
+    return await pool.submit(os.getpid, weight=1.0)
+
+
+@pytest.mark.parametrize("job", [_process_of_its_own, _process_of_another])
+def test_a_pool_whose_last_domain_is_recycled_after_others_could_not_start_fails_its_jobs(link, job, tmp_path):
     path = tmp_path / "die"
 
     async def main(env):
@@ -612,6 +636,6 @@ def test_a_pool_whose_last_domain_is_recycled_after_others_could_not_start_fails
             assert await first == "ended"
             with pytest.raises(DomainUnavailable, match="cannot start"):
                 for _ in range(4):
-                    await pool.submit(os.getpid, weight=1.0)
+                    await pool.submit(job, pool, weight=1.0)
 
     domains.run(main, link=link)

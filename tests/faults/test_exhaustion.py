@@ -104,6 +104,28 @@ def test_a_pool_whose_domains_could_not_be_started_for_a_while_goes_on():
     assert domains.run(main) == 2
 
 
+async def _submit_another(pool, began, go_on):
+    began.resolve(None)
+    await go_on
+    return await pool.submit(abs, -1, weight=0.1)
+
+
+def test_a_job_of_a_retired_domain_that_waits_for_another_fails_if_no_domain_can_be_started_for_it():
+    async def main(env):
+        began, start = domains.Promise.create()
+        go_on, resolver = domains.Promise.create()
+        async with ExecutorPool(env.domain_mgr, domain_count=1, max_jobs=1) as pool, Switch() as switch:
+            job = pool.submit_fork(switch, _submit_another, pool, start, go_on, weight=1.0)
+            await began
+            with _no_more_descriptors():
+                resolver.resolve(None)
+                with pytest.raises(DomainUnavailable, match="Too many open files"):
+                    await job
+            return await pool.submit(abs, -2, weight=1.0)
+
+    assert domains.run(main) == 2
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_map_whose_groups_fail_as_they_are_submitted_raises_why(ordered):
     async def main(env):
