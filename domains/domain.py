@@ -40,7 +40,7 @@ from domains.protocol import (
     RevokeJobs,
     WatchMemory,
 )
-from domains.scheduler.cancel import move_on_after, protect
+from domains.scheduler.cancel import protect
 from domains.scheduler.promise import Promise
 
 _LAST_WORDS_SECONDS = 1.0
@@ -280,14 +280,26 @@ class DomainHandle:
                     raise  # it is this wait that was cancelled; a job's own failure is its submitter's
 
     async def close(self, seconds: float) -> None:
-        """Finish, and kill what has not ended after so many seconds. Waits to the end, whatever comes."""
+        """Finish, and kill what has not ended after so many seconds. Waits to the end, whatever comes.
+
+        Somebody's `task.cancel()` that comes meanwhile, as that of an `asyncio.timeout`, is raised then.
+        """
         self.finish()
-        with protect():
-            with move_on_after(seconds) as overdue:
-                await self.ended
-            if overdue.cancelled:
-                self.kill(f"it had not ended {seconds:g} s after it was asked to")
-                await self.ended
+        why = f"it had not ended {seconds:g} s after it was asked to"
+        overdue = asyncio.get_running_loop().call_later(seconds, self.kill, why)
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            with protect():
+                while not self.ended.is_resolved:
+                    try:
+                        await self.ended
+                    except asyncio.CancelledError as error:
+                        cancelled = cancelled or error
+            if cancelled is not None:
+                raise cancelled
+        finally:
+            overdue.cancel()
+            del cancelled  # whose traceback holds this frame
 
     def cancel_jobs(self, reason: BaseException) -> None:
         """Ask for the end of everything that was sent here."""

@@ -1,5 +1,6 @@
 """What a domain is born with, what is seen of it, and what runs as it ends."""
 
+import asyncio
 import atexit
 import os
 import random
@@ -12,6 +13,7 @@ import pytest
 
 import domains
 from domains import DomainDied, ExecutorPool, Promise, Switch, fiber
+from domains.domain import DomainHandle
 
 from ..faults.limits import without_capabilities
 from ..faults.program import Program
@@ -248,6 +250,7 @@ def test_a_domains_end_cancels_daemons_runs_exit_handlers_and_flushes(link, tmp_
 def test_what_jobs_left_behind_is_torn_down_as_a_domain_ends(link, tmp_path):  # S62
     (tmp_path / "left.py").write_text(
         """
+import asyncio
 import atexit
 import os
 
@@ -315,6 +318,51 @@ def test_an_exit_handler_that_never_ends_is_cut_short(link, monkeypatch):
         await env.domain_mgr.run(job)
 
     domains.run(main, link=link)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_exit_handler_that_never_ends_is_cut_short_also_if_somebody_cancels_the_task_meanwhile(times, monkeypatch):
+    monkeypatch.setattr("domains.domain_manager.FINISHING_SECONDS", 0.1)
+    close = DomainHandle.close
+
+    async def cancel_and_close(handle, seconds):
+        for turn in range(times):
+            asyncio.get_running_loop().call_later(turn * 0.01, asyncio.current_task().cancel)
+        await close(handle, seconds)
+
+    monkeypatch.setattr(DomainHandle, "close", cancel_and_close)
+
+    def job():
+        atexit.register(threading.Event().wait)
+
+    async def main(env):
+        with pytest.raises(asyncio.CancelledError):
+            async with env.domain_mgr.spawn() as domain:
+                await domain.call(job)
+        assert not domain.alive
+        assert [asyncio.current_task().uncancel() for _ in range(times)] == [*range(times)][::-1]
+        await asyncio.sleep(0)
+
+    domains.run(main)
+
+
+def test_a_time_limit_of_asyncio_waits_for_the_end_of_a_domain(monkeypatch):
+    close = DomainHandle.close
+
+    async def main(env):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(None) as limit:
+
+                async def expire_and_close(handle, seconds):
+                    limit.reschedule(asyncio.get_running_loop().time())
+                    await close(handle, seconds)
+
+                monkeypatch.setattr(DomainHandle, "close", expire_and_close)
+                async with env.domain_mgr.spawn() as domain:
+                    await domain.call(abs, -1)
+        assert not domain.alive
+
+    domains.run(main)
 
 
 async def _wait_and_never_end(ready):
