@@ -322,7 +322,9 @@ class Members:
             else:
                 self._count_false_start(handle)
                 self._false_start = _cannot_start(member)
-        if handle.state is DomainState.DEAD and not handle.was_killed:
+                if self._false_starts >= _BROKEN:
+                    self._turn()  # others may serve, but so many as are waited for will not
+        if handle.state is DomainState.DEAD and (not handle.was_killed or member.failure is not None):
             self._restarts.record_death()
         self._restore()
 
@@ -367,10 +369,13 @@ class Members:
             handle.kill("its pool was closed at once")
 
     async def ready(self) -> None:
-        """Wait until the least number of domains serve. Raises why they cannot."""
+        """Wait until the least number of domains serve. Raises why they cannot, though some may, and be tried again."""
         while sum(member.serves and member.handle.was_ready for member in self) < self._options.min_domains:
             if self._failure is not None:
                 raise copy_of(self._failure)
+            if self._false_starts >= _BROKEN:
+                assert self._false_start is not None
+                raise copy_of(self._false_start)
             turn, resolver = Promise[None].create("a pool's domains to be ready")
             self._turns.append(resolver)
             await turn

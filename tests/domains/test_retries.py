@@ -272,6 +272,25 @@ def test_a_failing_initializer_is_named_as_the_reason(link):
     run(main, link)
 
 
+def fail_to_initialize_but_the_first():
+    if domains.current().id != 1:
+        raise ValueError("no licence")
+
+
+def test_a_failing_initializer_is_not_called_ever_faster_while_another_domain_serves(link):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2, initializer=fail_to_initialize_but_the_first) as pool:
+            members = pool._dispatch._members
+            with pytest.raises(DomainUnavailable, match=r"fail_to_initialize_but_the_first.*no licence"):
+                await pool.ready()
+            while not members._planned:
+                assert max(member.handle.id for member in members) < 10
+                await asyncio.sleep(0.001)
+            return (await pool.submit(domains.current, weight=1.0)).id
+
+    assert run(main, link) == 1
+
+
 def test_a_pool_survives_domains_that_die_again_and_again(tmp_path):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=2) as pool:
