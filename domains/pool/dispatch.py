@@ -66,6 +66,7 @@ class Dispatcher:
         self._queue = JobQueue()
         self._resting: dict[Job[Any], asyncio.TimerHandle] = {}  # jobs that will be run again, after a while
         self._max_jobs = options.max_jobs or 0
+        self._grace_seconds = options.grace
         self._closed: DomainsError | None = None
         """Why nothing can be submitted any more, not even by jobs of this pool, or None."""
         self._drained: DomainsError | None = None
@@ -204,7 +205,7 @@ class Dispatcher:
         self._fail_waiting(lambda job: job.fail(Cancelled(reason)))
         self._members.cancel_jobs(reason)
         self._fail_waiting(lambda job: job.fail(Cancelled(reason)))  # what was taken back from the domains
-        await self._members.close(CANCELLING_SECONDS)
+        await self._members.close(max(CANCELLING_SECONDS, self._grace_seconds))
 
     def _close(self) -> None:
         if self._closed is None:

@@ -505,6 +505,39 @@ async def _descend(pool, depth):
     return depth and 1 + await pool.submit(_descend, pool, depth - 1, weight=1.0)
 
 
+async def _unwind_slowly(began, unwinds, go_on, path):
+    try:
+        began.resolve(None)
+        await domains.fiber.await_cancel()
+    finally:
+        with domains.protect():
+            unwinds.resolve(None)
+            await go_on
+            path.touch()
+
+
+def test_a_job_that_unwinds_may_take_as_long_as_the_grace_when_its_pool_is_abandoned(link, tmp_path, monkeypatch):
+    monkeypatch.setattr("domains.pool.dispatch.CANCELLING_SECONDS", 0.0)
+
+    async def main(env):
+        (began, begin), (unwinds, unwind), (go_on, resolver) = (domains.Promise.create() for _ in range(3))
+
+        async def let_go_on():
+            await unwinds
+            resolver.resolve(None)
+
+        async with Switch() as switch:
+            switch.fork(let_go_on)
+            with pytest.raises(LookupError):
+                async with ExecutorPool(env.domain_mgr, domain_count=1, grace=60.0) as pool:
+                    pool.submit_fork(switch, _unwind_slowly, begin, unwind, go_on, tmp_path / "done", weight=1.0)
+                    await began
+                    raise LookupError
+            assert (tmp_path / "done").exists()
+
+    domains.run(main, link=link)
+
+
 def _wait_for_ever(begin, ended):
     try:
         begin.touch()
