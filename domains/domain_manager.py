@@ -16,7 +16,7 @@ from typing import Any, TypeVar, TypeVarTuple, overload
 
 from domains.conversation import Conversation
 from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS, DomainHandle
-from domains.errors import Closed, DomainUnavailable
+from domains.errors import Closed, DomainsError, DomainUnavailable
 from domains.functions import FunctionCatalogue
 from domains.heartbeat import Heartbeat
 from domains.held_interrupts import interrupts_held
@@ -215,7 +215,10 @@ class Domain:
             await _writable(handle)
         function = self._manager.catalogue.add(f)
         job: Job[Any] = Job(function, args, self._manager.references, 0, handle)
-        handle.start([job])
+        try:
+            handle.start([job])
+        except DomainsError as error:
+            job.fail_undelivered(error)
         return await job.outcome()
 
 

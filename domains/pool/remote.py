@@ -51,6 +51,7 @@ class RemoteDispatcher:
 
     def push(self, job: Job[Any]) -> None:
         if asyncio._get_running_loop() is not self._loop:
+            self._references.call_on_own_thread(self._references.discharge, job.holds)
             raise RuntimeError(
                 "a job submits to a pool from its domain's own event loop only: make the submitting job `async`"
             )

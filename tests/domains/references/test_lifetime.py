@@ -273,6 +273,19 @@ def test_a_pickle_that_is_made_in_the_midst_of_another_leaves_it_its_holds(inner
     in_pool(main, "socketpair")
 
 
+def submit_from_plain(pool: Any, given: Any) -> None:
+    with pytest.raises(RuntimeError, match="make the submitting job `async`"):
+        asyncio.run(pool.submit(drop, given, weight=1.0))
+
+
+def test_what_a_plain_job_may_not_submit_is_not_held(link: str) -> None:
+    async def main(pool: Any) -> None:
+        await pool.submit(submit_from_plain, pool, Stream(1), weight=1.0)
+        assert (await pool.submit(tables, weight=1.0))[2] == 0
+
+    in_pool(main, link)
+
+
 variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable", default=None)
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 import domains
-from domains import DomainDied, DomainUnavailable, ExecutorPool, Promise, Switch
+from domains import Closed, DomainDied, DomainUnavailable, ExecutorPool, Promise, Stream, Switch
 
 
 def _die(*_):
@@ -30,6 +30,29 @@ def test_a_resolver_that_waits_in_a_pool_that_gives_up_fails(link, retries):  # 
             with pytest.raises(DomainUnavailable, match="cannot start"):
                 await pool.submit(_resolve, resolver, weight=1.0, retries=retries)
             with pytest.raises(DomainUnavailable, match="cannot start"):
+                await promise
+
+    domains.run(main, link=link)
+
+
+@pytest.mark.parametrize("how", ["died", "closed"])
+def test_what_a_call_is_given_that_comes_too_late_is_not_held_and_a_resolver_fails(link, how):  # S37
+    async def main(env):
+        references = env.domain_mgr.references
+        failure = DomainDied if how == "died" else Closed
+        async with env.domain_mgr.spawn() as domain:
+            if how == "died":
+                with pytest.raises(DomainDied):
+                    await domain.call(_die)
+            else:
+                domain._handle.finish()
+            promise, resolver = Promise.create()
+            for given in Stream(1), Stream(1), resolver:
+                with pytest.raises(failure):
+                    await domain.call(_resolve, given)
+            assert not references._holds
+            assert not references.exports
+            with pytest.raises(failure):
                 await promise
 
     domains.run(main, link=link)
