@@ -18,6 +18,9 @@ from domains.job import Job
 if TYPE_CHECKING:
     from domains.domain import DomainHandle
 
+_SHORTEST_SECONDS = 0.01
+"""However short the grace is, no domain is looked at more often than that."""
+
 
 class _Request:
     """A job that was asked to end and has not answered."""
@@ -104,7 +107,7 @@ class Cancelling:
         if is_asked:  # whose fiber has its turn; if it is no job's that is here, all of them are to blame the next time
             self._interrupts.busy_with[1] = NOBODY
             domain.send_signal(INTERRUPT_SIGNAL)
-        self._watch = loop.call_later(self.grace_seconds / 4, self.look)
+        self._watch = loop.call_later(max(self.grace_seconds / 4, _SHORTEST_SECONDS), self.look)
 
     def _interrupt(self, ticket: int) -> None:
         if self._interrupts.ask(ticket):

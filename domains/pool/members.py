@@ -36,6 +36,9 @@ _BAD_START, _KILLED_START, _BROKEN = 10, 3, 30
 """The pool gives up after three domains in a row that ended before they could serve, unless others still serve; after
 ten where they were killed, which is not their own fault, and may stop."""
 
+_SHORTEST_IDLE_SECONDS = 0.05
+"""However short `idle` is, idleness is looked at no more often than that."""
+
 _KILLS = (signal.SIGKILL, signal.SIGTERM)
 
 
@@ -303,7 +306,7 @@ class Members:
             member.sent_before = member.sent
         self._shrinking = None
         if surplus > 0 and not self._closing:
-            self._shrinking = self._loop.call_later(self._options.idle, self._shrink)
+            self._shrinking = self._loop.call_later(max(self._options.idle, _SHORTEST_IDLE_SECONDS), self._shrink)
 
     def _ended(self, handle: DomainHandle) -> None:
         member = self._by_handle[handle]

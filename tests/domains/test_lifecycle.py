@@ -14,8 +14,10 @@ import pytest
 
 import domains
 from domains import Closed, DomainUnavailable, ExecutorPool, Switch
+from domains.cancelling import Cancelling
 from domains.errors import copy_of
 from domains.memory import MemoryWatch
+from domains.pool.members import Members
 
 
 def run(main, link="socketpair"):
@@ -239,6 +241,77 @@ def test_a_pool_grows_while_jobs_wait_and_shrinks_when_idle(tmp_path):
             return sizes, len(pids)
 
     assert run(main) == ([1, 3], 3)
+
+
+def _count_calls(monkeypatch, owner, name):
+    calls = []
+    call = getattr(owner, name)
+
+    def count_and_call(self):
+        calls.append(name)
+        call(self)
+
+    monkeypatch.setattr(owner, name, count_and_call)
+    return calls
+
+
+async def _begin_and_wait_for(began, finish):
+    began.resolve(None)
+    await finish
+
+
+def test_a_pool_that_keeps_nobody_idle_does_not_look_for_them_all_the_time(monkeypatch):
+    calls = _count_calls(monkeypatch, Members, "_shrink")
+
+    async def main(env):
+        (began, begin), (finish, resolver) = (domains.Promise.create() for _ in range(2))
+        async with ExecutorPool(env.domain_mgr, min_domains=0, max_domains=1, idle=0.0) as pool, Switch() as switch:
+            pool.submit_fork(switch, _begin_and_wait_for, begin, finish, weight=1.0)
+            await began
+            while not calls:
+                await asyncio.sleep(0)
+            calls.clear()
+            for _ in range(2000):
+                await asyncio.sleep(0)
+            resolver.resolve(None)
+        assert len(calls) < 500
+
+    run(main)
+
+
+def _begin_and_wait_for_file(begin, finish):
+    begin.touch()
+    wait_for_file(finish)
+
+
+def test_a_pool_that_has_no_patience_does_not_look_after_what_it_cancels_all_the_time(tmp_path, monkeypatch):
+    calls = _count_calls(monkeypatch, Cancelling, "look")
+    begin, finish = tmp_path / "begin", tmp_path / "finish"
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1, grace=0.0) as pool, Switch() as sw:
+
+            async def cancel_one_behind():
+                async with Switch() as switch:
+                    pool.submit_fork(switch, abs, -1, weight=0.0)  # is sent at once
+                    while pool.stats().running < 2:
+                        await asyncio.sleep(0)
+                    switch.cancel()
+
+            running = pool.submit_fork(sw, _begin_and_wait_for_file, begin, finish, weight=1.0)
+            while not begin.exists():
+                await asyncio.sleep(0.001)
+            sw.fork(cancel_one_behind)
+            while not calls:
+                await asyncio.sleep(0)
+            calls.clear()
+            for _ in range(2000):
+                await asyncio.sleep(0)
+            finish.touch()
+            await running
+        assert len(calls) < 500
+
+    run(main)
 
 
 def test_a_pool_of_no_domains_starts_one_when_it_is_needed(link):
