@@ -190,9 +190,9 @@ class ExecutorPool(AbstractAsyncContextManager["ExecutorPool"]):
         """Run `f(*args)`, plain or `async`, in one of the domains, and return its result.
 
         `weight` is the share of a core that it is expected to use, 0.0 to 1.0. After `timeout` seconds it is cancelled
-        and TimeoutError raised. If its domain dies, or it fails with an exception in `retry_on`, it is run again, up to
-        `retries` times, after about `backoff` seconds, and twice as long each time. Of two jobs that wait, the one with
-        the higher `priority` starts first.
+        and TimeoutError raised. If it fails with an exception in `retry_on`, by default only if its domain dies, it is
+        run again, up to `retries` times, after about `backoff` seconds, and twice as long each time. Of two jobs that
+        wait, the one with the higher `priority` starts first.
 
         Raises what the job raises, with the remote traceback; DomainDied if its domain dies; NotPicklable; Closed
         after the end of the pool; ValueError or TypeError for an argument that makes no sense. Cancelling

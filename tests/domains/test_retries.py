@@ -69,6 +69,16 @@ def test_a_failure_is_not_retried_unless_asked(tmp_path):
     assert run(main) == 3
 
 
+def test_a_death_is_not_retried_where_only_another_failure_is(tmp_path):
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            with pytest.raises(DomainDied):
+                await pool.submit(kill_until, tmp_path / "n", 3, weight=1.0, retries=5, retry_on=OSError)
+
+    run(main)
+    assert (tmp_path / "n").read_text() == "x"
+
+
 def test_the_last_failure_is_raised_when_the_retries_are_used_up(link, tmp_path):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
