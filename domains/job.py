@@ -213,10 +213,11 @@ class Job(Generic[T]):
 
     def belong_to(self, switch: Switch) -> None:
         """Let a switch wait for it, and cancel it, without a fiber that does."""
-        self.switch = switch
         switch.adopt(self)
-        if self.state is _ENDED:  # as it was submitted
+        if self.state is _ENDED:  # as it was submitted, or just now, because the switch is cancelled
             switch.disown(self, self.promise)
+        else:
+            self.switch = switch
 
     def cancel(self, reason: BaseException | None) -> None:
         """Nobody wants the result: it ends soon, unless it has already. Does not wait."""

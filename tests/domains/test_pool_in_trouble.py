@@ -217,3 +217,25 @@ def test_a_finalizer_that_cancels_jobs_while_they_are_dealt_cancels_them_and_no_
             return results
 
     assert domains.run(main) == [0, 1, 2]
+
+
+class _CancelsAsItIsPickled:
+    def __init__(self, switch: Switch) -> None:
+        self._switch = switch
+
+    def __reduce__(self):
+        self._switch.cancel()
+        return int, ()
+
+
+def test_a_switch_may_be_cancelled_while_a_job_is_submitted_that_belongs_to_it():
+    async def main(env: domains.Environment) -> None:
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            jobs = []
+            async with Switch() as switch:
+                jobs.append(pool.submit_fork(switch, abs, _CancelsAsItIsPickled(switch), weight=1.0))
+            with pytest.raises(domains.Cancelled):
+                await jobs[0]
+            assert pool.stats()[:3] == (0, 0, 0.0)
+
+    domains.run(main)
