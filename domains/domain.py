@@ -15,7 +15,7 @@ from typing import Any
 
 from domains.cancelling import Cancelling
 from domains.conversation import Buffers, Conversation
-from domains.errors import Closed, ConnectionLost, DomainDied, DomainsError, DomainUnavailable
+from domains.errors import Cancelled, Closed, ConnectionLost, DomainDied, DomainsError, DomainUnavailable
 from domains.failures import pack_failure
 from domains.functions import SentFunctions
 from domains.identity import current
@@ -302,7 +302,9 @@ class DomainHandle:
             del cancelled  # whose traceback holds this frame
 
     def cancel_jobs(self, reason: BaseException) -> None:
-        """Ask for the end of everything that was sent here."""
+        """Ask for the end of everything that was sent here. If a cancellation is why, what began that is the reason."""
+        if isinstance(reason, Cancelled) and reason.reason is not None:
+            reason = reason.reason
         for job in list(self.jobs.values()):
             job.cancel(reason)
 

@@ -207,6 +207,39 @@ def test_leaving_a_spawn_by_an_exception_cancels_its_calls(link):
     domains.run(main, link=link)
 
 
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("in_the_block", [True, False])
+def test_others_whose_calls_end_with_a_domain_are_told_what_began_that(link, in_the_block):  # S28
+    async def main(env):
+        started, start = Promise.create()
+        _, end = Promise.create()
+        opened, open_it = Promise.create()
+
+        async def use():
+            async with env.domain_mgr.spawn() as domain:
+                open_it.resolve(domain)
+                if in_the_block:
+                    await fiber.await_cancel()
+                await started
+
+        async with Switch() as others:
+            with pytest.raises(_Stop):
+                async with Switch() as sw:
+                    sw.fork(use)
+                    call = others.fork_promise((await opened).call, _unwind, start, end)
+                    await started
+                    await fiber.yield_now()
+                    raise _Stop
+            with pytest.raises(Cancelled) as caught:
+                await call
+        assert type(caught.value.reason) is _Stop
+
+    domains.run(main, link=link)
+
+
 async def _unwind(start, end):
     try:
         start.resolve(None)
