@@ -136,10 +136,12 @@ class RemoteDispatcher:
         """The pool is no more: neither what was submitted nor what will be has an outcome."""
         self._home_gone = error
         pending, self._pending = self._pending, {}
-        for job, loan in pending.values():
+        reasons, self._reasons = self._reasons, {}
+        for ticket, (job, loan) in pending.items():
             if loan is not None:
                 loan.ended()
-            job.fail_undelivered(copy_of(error))
+            reason = reasons.get(ticket)
+            job.fail_undelivered(copy_of(error), None if reason is None else Cancelled(reason))
 
 
 class PoolReference(ExecutorPool):

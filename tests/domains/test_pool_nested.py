@@ -214,6 +214,32 @@ def test_the_death_of_a_submitter_cancels_what_it_submitted(link):
     assert run(main, link) == "ended"
 
 
+async def have_a_pool(manager, resolver):
+    async with ExecutorPool(manager, domain_count=1) as pool:
+        resolver.resolve(pool)
+        await domains.fiber.await_cancel()
+
+
+def test_a_job_that_was_cancelled_before_the_home_of_its_pool_died_was_cancelled(link):
+    async def main(env):
+        opened, open_it = domains.Promise.create()
+        async with env.domain_mgr.spawn() as home, Switch() as others:
+            having = others.fork_promise(home.call, have_a_pool, env.domain_mgr, open_it)
+            pool = await opened
+            async with Switch() as switch:
+                job = pool.submit_fork(switch, asyncio.sleep, 3600.0, weight=1.0)
+                os.kill(home.pid, signal.SIGSTOP)  # it does not hear of that any more
+                others.fork(os.kill, home.pid, signal.SIGKILL)
+                switch.cancel()
+            with pytest.raises(domains.Cancelled):
+                await job
+            with pytest.raises(domains.DomainDied):
+                await having
+        return len(pool._remote._reasons)
+
+    assert run(main, link) == 0
+
+
 async def submit_until_closed(pool, resolver):
     resolver.resolve(None)
     try:
