@@ -392,7 +392,8 @@ class Members:
 
 def _without_result(initializer: Callable[..., object]) -> Callable[..., object]:
     """What it returns, as a lock, need not travel."""
-    return partial(initialize_async if inspect.iscoroutinefunction(initializer) else initialize, initializer)
+    call: Callable[..., object] = initialize_async if inspect.iscoroutinefunction(initializer) else initialize
+    return partial(call, initializer)
 
 
 def _cannot_start(member: Member) -> DomainUnavailable:
