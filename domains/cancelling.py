@@ -25,15 +25,17 @@ _SHORTEST_SECONDS = 0.01
 class _Request:
     """A job that was asked to end and has not answered."""
 
-    __slots__ = ("is_heard", "job", "reason", "since", "was_seen_to")
+    __slots__ = ("asked_since", "is_heard", "is_running", "job", "reason", "since")
 
-    def __init__(self, job: Job[Any], reason: BaseException, since: float) -> None:
+    def __init__(self, job: Job[Any], reason: BaseException, since: float, is_running: bool) -> None:
         self.job = job
         self.reason = reason
         self.since = since
+        """When it was asked to end, or was seen to run after that: until then it could not have listened."""
+        self.is_running = is_running
         self.is_heard = False
-        self.was_seen_to = False
-        """Whether its domain was asked since then whose fiber has its turn."""
+        self.asked_since: float | None = None
+        """Since when its domain has been asked whose fiber has its turn, and has named no job that is here."""
 
 
 class Cancelling:
@@ -49,7 +51,8 @@ class Cancelling:
     def ask(self, job: Job[Any], reason: BaseException) -> None:
         """This job is to end: a plain one by a signal, which must come before the message that it would not read."""
         loop = asyncio.get_running_loop()
-        self.requests[job.ticket] = _Request(job, reason, loop.time())
+        is_running = self._interrupts.busy_with[0] == job.ticket
+        self.requests[job.ticket] = _Request(job, reason, loop.time(), is_running)
         if not job.function.is_async and self._domain.link.is_open:
             self._interrupt(job.ticket)
         if self._watch is None:
@@ -81,6 +84,7 @@ class Cancelling:
         if domain.has_ended or not self.requests:
             return
         loop = asyncio.get_running_loop()
+        now = loop.time()
         busy_with, found = self._interrupts.busy_with
         in_fiber = busy_with == NOBODY and domain.was_ready
         is_asked = False
@@ -89,13 +93,21 @@ class Cancelling:
                 continue  # it unwinds
             if in_fiber:
                 is_asked = True
-                was_seen_to, request.was_seen_to = request.was_seen_to, True
-                is_to_blame = was_seen_to and (found == ticket or found not in domain.jobs)
+                asked_since = request.asked_since
+                if asked_since is None or found in domain.jobs:
+                    request.asked_since = now
+                # One that gives no answer may be stuck, but only in time: others may keep it from its core.
+                is_silent = asked_since is not None and now - asked_since >= self.grace_seconds
+                is_to_blame = asked_since is not None and (found == ticket or (found not in domain.jobs and is_silent))
             else:
+                request.asked_since = None
                 is_to_blame = busy_with == ticket
             if not is_to_blame:
                 continue  # it waits behind another job, or for its turn
-            age = loop.time() - request.since
+            if not in_fiber and not request.is_running:
+                request.is_running = True
+                request.since = now
+            age = now - request.since
             if age >= self.grace_seconds:
                 domain.kill(f"job {request.job.function.name!r} was cancelled and did not end in {age:.1f} s")
                 return
@@ -104,7 +116,7 @@ class Cancelling:
                     self._interrupt(ticket)  # the last warning, even if it did notice the first
                 else:
                     domain.send_signal(INTERRUPT_SIGNAL)
-        if is_asked:  # whose fiber has its turn; if it is no job's that is here, all of them are to blame the next time
+        if is_asked:  # whose fiber has its turn; if it is no job's that is here, all of them are to blame in time
             self._interrupts.busy_with[1] = NOBODY
             domain.send_signal(INTERRUPT_SIGNAL)
         self._watch = loop.call_later(max(self.grace_seconds / 4, _SHORTEST_SECONDS), self.look)

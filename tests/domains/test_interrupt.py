@@ -333,6 +333,58 @@ def test_a_job_that_waits_behind_a_long_one_is_cancelled_without_harm_to_it(link
     assert not (tmp_path / "never").exists()
 
 
+class SlowToOpen:
+    """Pickled there is no more of it than these two; to open it takes until the second file is there."""
+
+    def __init__(self, opening, opened):
+        self.files = opening, opened
+
+    def __reduce__(self):
+        return _open_slowly, self.files
+
+
+def _open_slowly(opening, opened):
+    opening.touch()
+    while not opened.exists():
+        time.sleep(0.001)
+
+
+def test_a_job_whose_turn_comes_when_its_grace_is_long_over_takes_nobody_with_it(tmp_path, monkeypatch):  # S66
+    begin, finish, opening, opened = (tmp_path / name for name in ("begin", "finish", "opening", "opened"))
+    look = Cancelling.look
+    monkeypatch.setattr(Cancelling, "look", lambda cancelling: None)
+
+    def long():
+        begin.touch()
+        while not finish.exists():
+            time.sleep(0.001)
+        return "done"
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            promise = pool.submit_fork(sw, long, weight=0.3)
+            await begun(begin)
+            (member,) = pool._dispatch._members
+
+            async def go_on():
+                (request,) = member.handle.cancelling.requests.values()
+                request.since -= 3600
+                finish.touch()
+                await begun(opening)  # the other's result has not left yet
+                look(member.handle.cancelling)
+                opened.touch()
+                assert not member.handle.was_killed
+
+            async with Switch() as cancelled:
+                pool.submit_fork(cancelled, len, SlowToOpen(opening, opened), weight=0.0)
+                await asyncio.sleep(0)  # it is sent
+                cancelled.cancel()
+                sw.fork(go_on)
+            return await promise
+
+    assert run(main) == "done"
+
+
 async def compute(begin, finish):
     Path(begin).touch()
     while not os.path.exists(finish):
@@ -372,6 +424,35 @@ def test_jobs_that_are_cancelled_as_a_fiber_computes_do_no_harm_to_it(tmp_path, 
 
     assert run(main) == "done"
     assert not (tmp_path / "never").exists()
+
+
+def test_a_domain_that_is_kept_from_its_core_is_not_blamed_for_its_silence(tmp_path, monkeypatch):  # S66
+    waits, computes, finish = tmp_path / "waits", tmp_path / "computes", tmp_path / "finish"
+    look = Cancelling.look
+    monkeypatch.setattr(Cancelling, "look", lambda cancelling: None)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
+            (member,) = pool._dispatch._members
+
+            async def look_and_finish():
+                (request,) = member.handle.cancelling.requests.values()
+                request.since -= 3600
+                for _ in range(3):  # at once: the domain has no time to answer in between
+                    look(member.handle.cancelling)
+                assert not member.handle.was_killed
+                finish.touch()
+
+            async with Switch() as cancelled:
+                pool.submit_fork(cancelled, mark_and_wait, waits, tmp_path / "end", weight=0.1)
+                await begun(waits)
+                promise = pool.submit_fork(sw, compute, computes, finish, weight=0.1)
+                await begun(computes)
+                cancelled.cancel()
+                sw.fork(look_and_finish)
+            return await promise
+
+    assert run(main) == "done"
 
 
 async def leave_a_task(begin, computes):
