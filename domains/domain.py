@@ -46,6 +46,9 @@ from domains.scheduler.promise import Promise
 _LAST_WORDS_SECONDS = 1.0
 """After a domain's process has ended, its link may stay open so long, in case a child of its holds it."""
 
+_MOST_LOST = 3
+"""After so many domains that died instead of beginning it, a job is taken for why they did."""
+
 FINISHING_SECONDS = 5.0
 """How long a domain that was asked to finish may take over its exit handlers before it is killed."""
 
@@ -168,6 +171,8 @@ class DomainHandle:
         send = self._send
         try:
             for job, message in zip(jobs, messages, strict=False):
+                if job.lost:
+                    self.link.flush()  # what comes before it is received, whatever becomes of it
                 if job.function is not function:
                     function = job.function
                     if self._functions.is_new(function):
@@ -230,10 +235,20 @@ class DomainHandle:
         return jobs
 
     def recover(self) -> list[Job[Any]]:
-        """At the end: the jobs that never began, queued once more."""
+        """At the end: the jobs that never began, queued once more; but for one that seems to be why none did."""
         assert self.has_ended
         last = self.claims.last_started()
-        return self._hand_back([ticket for ticket, job in self.jobs.items() if job.weight and ticket > last])
+        tickets = [ticket for ticket, job in self.jobs.items() if job.weight and ticket > last]
+        if tickets and self.was_ready and len(tickets) == len(self.jobs):
+            # It may have died of what it was sent, as for want of memory to receive that. The first is to blame, once
+            # they are sent one by one.
+            suspect, *others = (self.jobs[ticket] for ticket in tickets)
+            suspect.lost += 1
+            for job in others:
+                job.lost = job.lost or 1
+            if suspect.lost >= _MOST_LOST:
+                del tickets[0]
+        return self._hand_back(tickets)
 
     def hand_back(self, which: Callable[[Job[Any]], bool]) -> list[Job[Any]]:
         """At the end: the jobs of which this is true, queued once more, though they may have begun."""
@@ -249,6 +264,8 @@ class DomainHandle:
         what = "" if job is None else f"before job {job.function.name!r} had ended"
         if job is not None and job.retry is not None:
             what += f" at its attempt {job.retry.attempt}"
+        if job is not None and job.lost >= _MOST_LOST:
+            what += f", which none of {job.lost} domains could begin"
         if why := self._why_killed or ending.why:
             what = f"because {why}, {what}".rstrip(", ")
         elif ending.signal == signal.SIGKILL:

@@ -70,6 +70,7 @@ class Job(Generic[T]):
         "function",
         "holder",
         "holds",
+        "lost",
         "on_end",
         "owner",
         "priority",
@@ -120,6 +121,7 @@ class Job(Generic[T]):
         self.switch: Switch | None = None
         self.holder: Any = None  # the domain that has it, where a pool keeps account of that
         self.on_end: Callable[[Job[Any]], None] | None = None
+        self.lost = 0  # to how many domains that began nothing of what they were sent, and died
         self.state = _QUEUED
         self.promise: Promise[T] = Promise(function.name)
 

@@ -12,6 +12,7 @@ import pytest
 
 import domains
 from domains import DomainUnavailable, ExecutorPool, Switch
+from domains.ipc import frames
 from domains.pool.dispatch import Dispatcher
 from domains.pool.members import Members
 
@@ -274,6 +275,26 @@ def test_no_more_memory_for_an_answer_is_the_jobs_failure(link):
             assert await pool.submit(_echo, 1, weight=1.0) == 1
 
     domains.run(main, link=link)
+
+
+def _take_small_frames_only():
+    frames.MOST_ENVELOPE_BYTES = 10_000  # as if there were no memory for larger ones
+
+
+def test_a_job_that_no_domain_can_receive_fails_and_those_around_it_do_not():
+    async def main(env):
+        async with (
+            ExecutorPool(env.domain_mgr, domain_count=1, initializer=_take_small_frames_only) as pool,
+            Switch() as sw,
+        ):
+            await pool.ready()
+            given = b"before", bytes(1 << 15), b"after"
+            before, poison, after = [pool.submit_fork(sw, len, data, weight=1.0) for data in given]
+            with pytest.raises(domains.DomainDied, match=r"'len' had ended, which none of 3 domains could begin"):
+                await poison
+            return await before, await after
+
+    assert domains.run(main) == (6, 5)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is full")
