@@ -303,18 +303,19 @@ def test_other_jobs_of_a_replaced_domain_are_rerun_if_they_may_be(link, retries,
     run(main, link)
 
 
+def long(begin, finish):
+    begin.touch()
+    while not finish.exists():
+        time.sleep(0.001)
+    return "done"
+
+
 def test_a_job_that_waits_behind_a_long_one_is_cancelled_without_harm_to_it(link, tmp_path):
     begin, finish = tmp_path / "begin", tmp_path / "finish"
 
-    def long():
-        begin.touch()
-        while not finish.exists():
-            time.sleep(0.001)
-        return "done"
-
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1, grace=0.1) as pool, Switch() as sw:
-            promise = pool.submit_fork(sw, long, weight=0.3)
+            promise = pool.submit_fork(sw, long, begin, finish, weight=0.3)
             await begun(begin)
             for weight in (0.3, 1.0):
                 with pytest.raises(TimeoutError):
@@ -354,15 +355,9 @@ def test_a_job_whose_turn_comes_when_its_grace_is_long_over_takes_nobody_with_it
     look = Cancelling.look
     monkeypatch.setattr(Cancelling, "look", lambda cancelling: None)
 
-    def long():
-        begin.touch()
-        while not finish.exists():
-            time.sleep(0.001)
-        return "done"
-
     async def main(env):
         async with ExecutorPool(env.domain_mgr, domain_count=1) as pool, Switch() as sw:
-            promise = pool.submit_fork(sw, long, weight=0.3)
+            promise = pool.submit_fork(sw, long, begin, finish, weight=0.3)
             await begun(begin)
             (member,) = pool._dispatch._members
 
