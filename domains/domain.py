@@ -40,7 +40,7 @@ from domains.protocol import (
     RevokeJobs,
     WatchMemory,
 )
-from domains.scheduler.cancel import protect
+from domains.scheduler.cancel import to_the_end
 from domains.scheduler.promise import Promise
 
 _LAST_WORDS_SECONDS = 1.0
@@ -304,19 +304,10 @@ class DomainHandle:
         self.finish()
         why = f"it had not ended {seconds:g} s after it was asked to"
         overdue = asyncio.get_running_loop().call_later(seconds, self.kill, why)
-        cancelled: asyncio.CancelledError | None = None
         try:
-            with protect():
-                while not self.ended.is_resolved:
-                    try:
-                        await self.ended
-                    except asyncio.CancelledError as error:
-                        cancelled = cancelled or error
-            if cancelled is not None:
-                raise cancelled
+            await to_the_end(lambda: self.ended)
         finally:
             overdue.cancel()
-            del cancelled  # whose traceback holds this frame
 
     def cancel_jobs(self, reason: BaseException) -> None:
         """Ask for the end of everything that was sent here. If a cancellation is why, what began that is the reason."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import math
 from asyncio import CancelledError
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 
 from domains.scheduler.context import Cancellation, Context, Fiber, check, current_fiber, is_cancelled
+from domains.scheduler.reals import as_float
 from domains.scheduler.running import running_loop
 from domains.scheduler.timers import Timer, set_timer
 
@@ -26,6 +28,7 @@ __all__ = [
     "move_on_after",
     "protect",
     "timeout",
+    "to_the_end",
 ]
 
 
@@ -84,6 +87,26 @@ class protect(_Scope):
         if fiber.context is self._context:
             fiber.leave_protected(self._kept_out_outside)
         self._leave()
+
+
+async def to_the_end(wait: Callable[[], Awaitable[object]]) -> None:
+    """Wait, whatever cancellations come meanwhile; a `task.cancel()` of somebody else is raised afterwards.
+
+    After such a one `wait` is called again.
+    """
+    cancelled: CancelledError | None = None
+    try:
+        while True:
+            try:
+                with protect():
+                    await wait()
+                break
+            except CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+    finally:
+        del cancelled  # whose traceback holds this frame
 
 
 class CancelScope(_Scope):
@@ -167,7 +190,7 @@ class move_on_after(CancelScope):
 
     def __init__(self, seconds: float | None, *, what: str = "it") -> None:
         super().__init__()
-        self._limit = math.inf if seconds is None else _as_float(seconds)
+        self._limit = math.inf if seconds is None else as_float(seconds)
         if not self._limit >= 0:  # NaN fails this as well
             raise ValueError(f"seconds must be None or at least 0, but is {seconds!r}")
         self._seconds = seconds
@@ -190,14 +213,6 @@ class move_on_after(CancelScope):
     def _expire(self, _: None) -> None:
         self._expiry = TimeoutError(f"{self._what} took longer than {self._seconds} s")
         self.cancel(self._expiry)
-
-
-def _as_float(seconds: float) -> float:
-    """A real number of any kind, such as a Decimal; infinite if it is too large for a float."""
-    try:
-        return math.fsum((seconds,))  # `float` would take text as well
-    except OverflowError:
-        return math.inf if seconds > 0 else -math.inf
 
 
 class timeout(move_on_after):

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar, overload
 
 from domains.scheduler.awaitables import call
-from domains.scheduler.cancel import protect
+from domains.scheduler.cancel import to_the_end
 from domains.scheduler.context import check
 from domains.scheduler.mutex import Mutex
 from domains.scheduler.promise import Promise, Resolver
@@ -61,9 +61,9 @@ class Condition:
         except CancelledError:
             # Cancelled in `begin`, the mutex was never let go.
             if not mutex._is_mine():
-                await lock_again(lock)
+                await to_the_end(lock)
             raise
-        await lock_again(lock)
+        await to_the_end(lock)
 
     async def wait_no_mutex(self) -> None:
         """Wait for a broadcast. One that comes between reading a state and this call is missed."""
@@ -125,17 +125,3 @@ class _Notice:
 
 def _nothing() -> None:
     """What a loop is woken for, when that is all."""
-
-
-async def lock_again(lock: Callable[[], Awaitable[None]]) -> None:
-    """Lock, whatever cancellations come meanwhile; a `task.cancel()` of somebody else is raised afterwards."""
-    cancelled: CancelledError | None = None
-    while True:
-        try:
-            with protect():
-                await lock()
-            break
-        except CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled

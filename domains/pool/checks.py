@@ -9,6 +9,7 @@ from typing import Any
 
 from domains.protocol import FULL_WEIGHT
 from domains.retry import Retry
+from domains.scheduler.reals import as_float
 
 MOST_DOMAINS = 1 << 22
 """Each is a process, and no Linux numbers more of them."""
@@ -48,13 +49,7 @@ def _as_float(name: str, allowed: str, number: object) -> float:
         is_real = isinstance(number, Real | Decimal)
     if not is_real:
         raise TypeError(f"{name} must be {allowed}, not {type(number).__name__} {number!r}")
-    real: Any = number
-    try:
-        return float(real)
-    except OverflowError:
-        return math.inf if real > 0 else -math.inf
-    except ValueError:  # a NaN that signals
-        return math.nan
+    return as_float(number)
 
 
 def checked_heartbeat(seconds: object) -> float | None:

@@ -14,7 +14,8 @@ from domains.references.calls import Call, RemoteObject
 from domains.references.kind import Kind
 from domains.references.registry import References
 from domains.scheduler import awaitables
-from domains.scheduler.condition import Condition, lock_again
+from domains.scheduler.cancel import to_the_end
+from domains.scheduler.condition import Condition
 from domains.scheduler.context import check
 from domains.scheduler.mutex import Mutex
 
@@ -48,9 +49,9 @@ class ConditionReference(RemoteObject, Condition):
         try:
             await call.outcome()
         except BaseException:  # cancelled, or the condition's home has died; the mutex may have another
-            await lock_again(lock)
+            await to_the_end(lock)
             raise
-        await lock_again(lock)
+        await to_the_end(lock)
 
     async def wait_no_mutex(self) -> None:
         await self._begin_to_wait().outcome()
