@@ -334,14 +334,14 @@ class DomainHandle:
         ticket = message.job
         job = self.jobs.pop(ticket)
         why_cancelled = self.cancelling.answered(ticket) if self.cancelling.requests else None
-        address = self.conversation.address
+        opened_by = self.conversation.address if message.opened else None
         try:
             if self._when_answered is not None:
                 self._when_answered(job, message.seconds)
             if isinstance(message, JobReturned):
-                job.returned(message, buffers, address)
+                job.returned(message, buffers, opened_by)
             else:
-                job.raised(message, buffers, address, why_cancelled)
+                job.raised(message, buffers, opened_by, why_cancelled)
         except BaseException:
             if job.state is JobState.SENT or job.state is JobState.CANCELLING:
                 self.jobs[ticket] = job  # this is about to end the link, and that fails the jobs that are here

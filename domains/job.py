@@ -146,11 +146,11 @@ class Job(Generic[T]):
         if self.holds and self.retry is not None:
             self._references.keep(self.holds)
 
-    def returned(self, message: JobReturned, buffers: Buffers, runner: int | None) -> None:
-        """It has ended well in the domain that has this address."""
+    def returned(self, message: JobReturned, buffers: Buffers, opened_by: int | None) -> None:
+        """It has ended well; `opened_by` is the address of the domain that has opened all that it was given, if any."""
         self.seconds = message.seconds
-        if self.holds and message.opened:
-            self._opened(runner)
+        if self.holds and opened_by is not None:
+            self._opened(opened_by)
         if message.data:
             try:
                 value = self._references.pickling.loads(message.data, buffers)
@@ -165,9 +165,9 @@ class Job(Generic[T]):
             self._end(_RETURNED_NONE)
 
     def raised(
-        self, message: JobRaised, buffers: Buffers, runner: int | None, reason: BaseException | None = None
+        self, message: JobRaised, buffers: Buffers, opened_by: int | None, reason: BaseException | None = None
     ) -> None:
-        """It has failed in the domain that has this address; `reason` is why it was cancelled, if it was."""
+        """It has failed; `reason` is why it was cancelled, if it was, and `opened_by` as in `returned`."""
         error = unpack_failure(message.data, buffers, self._references.pickling)
         if reason is not None and isinstance(error, asyncio.CancelledError) and not isinstance(error, Cancelled):
             # Interrupted in code that knows no reasons, such as asyncio's.
@@ -179,14 +179,14 @@ class Job(Generic[T]):
         if self.retry is not None and self.state is _SENT and self.retry.allows(error):
             self.owner.try_again(self)
             return
-        if self.holds and message.opened:
-            self._opened(runner)
+        if self.holds and opened_by is not None:
+            self._opened(opened_by)
         self.fail(error)
 
-    def _opened(self, runner: int | None) -> None:
+    def _opened(self, opened_by: int) -> None:
         """What it was given was opened, and perhaps kept: its end is not the end of that."""
         holds, self.holds = self.holds, ()
-        self._references.opened(holds, runner)
+        self._references.opened(holds, opened_by)
 
     def fail_undelivered(self, error: DomainsError, failure: BaseException | None = None) -> None:
         """Nobody can run it, or its domain has died, perhaps before it had opened the arguments.

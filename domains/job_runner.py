@@ -109,7 +109,7 @@ class JobRunner:
         self._at_once: deque[_Received] = deque()
         self._running: dict[int, Context | None] = {}  # an async job's cancellation context
         self._unheard: dict[int, BaseException] = {}  # why plain jobs that wait for another domain were cancelled
-        self._not_all_opened: set[int] = set()  # running jobs that lack some of what they were given
+        self._not_all_opened: set[int] = set()  # jobs that will never open some of what they were given
         self._unbegun = 0  # fibers that were forked and have not run yet
         self._postponed: _Received | None = None  # a plain job that would overtake them
         self._weight = 0
@@ -170,7 +170,8 @@ class JobRunner:
             if waiting is None:
                 return  # it ended, and the answer is on its way
             self._at_once.remove(waiting)
-        self._answer_raised(job, Cancelled(reason), 0.0, "a job that had not started", opened=False)
+        self._not_all_opened.add(job)
+        self._answer_raised(job, Cancelled(reason), 0.0, "a job that had not started")
 
     def _cancel_fiber(self, job: int, context: Context, reason: BaseException) -> None:
         self._interruptions.forget(job)
@@ -283,7 +284,8 @@ class JobRunner:
             if known is not None and isinstance(error, NotPicklable):
                 what = f"the arguments of job {known.name!r}" if known.name else "a job's function or its arguments"
                 error = NotPicklable(what, error.why, error.hint)
-            self._answer_raised(message.job, error, 0.0, "a job that could not be opened", opened=False)
+            self._not_all_opened.add(message.job)
+            self._answer_raised(message.job, error, 0.0, "a job that could not be opened")
             return
         self._memory_is_due = True
         self._running[message.job] = None
@@ -393,15 +395,15 @@ class JobRunner:
         opened = self._opened_all(message.job)
         self._tell(JobReturned(message.job, payload.data, seconds, len(payload.buffers), opened), payload.buffers)
 
-    def _answer_raised(self, job: int, error: BaseException, seconds: float, what: str, *, opened: bool = True) -> None:
+    def _answer_raised(self, job: int, error: BaseException, seconds: float, what: str) -> None:
         domain = current()
         where = f"{what} in domain {domain.name!r} (process {domain.pid})"
         payload = pack_failure(error, self._pickling, where)
-        opened = self._opened_all(job) and opened
+        opened = self._opened_all(job)
         self._tell(JobRaised(job, payload.data, seconds, len(payload.buffers), opened), payload.buffers)
 
     def _opened_all(self, job: int) -> bool:
-        """Whether this job, which ends, has opened all that it was given."""
+        """Whether this job, which is answered now, has opened all that it was given."""
         if self._not_all_opened and job in self._not_all_opened:
             self._not_all_opened.discard(job)
             return False
@@ -423,9 +425,7 @@ class _ForkedRunner(JobRunner):
     def _answer_returned(self, message: StartJob, value: object, seconds: float, name: str) -> NoReturn:
         exit_as_a_script(None)
 
-    def _answer_raised(
-        self, job: int, error: BaseException, seconds: float, what: str, *, opened: bool = True
-    ) -> NoReturn:
+    def _answer_raised(self, job: int, error: BaseException, seconds: float, what: str) -> NoReturn:
         exit_as_a_script(error)
 
 

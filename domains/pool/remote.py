@@ -126,10 +126,10 @@ class RemoteDispatcher:
             assert isinstance(error, DomainsError)
             job.fail_undelivered(error, None if reason is None else Cancelled(reason))
         elif message.failed:
-            raised = JobRaised(message.job, message.data, message.seconds, 0, message.opened_by is not None)
+            raised = JobRaised(message.job, message.data, message.seconds, 0)
             job.raised(raised, buffers, message.opened_by, reason)
         else:
-            returned = JobReturned(message.job, message.data, message.seconds, 0, message.opened_by is not None)
+            returned = JobReturned(message.job, message.data, message.seconds, 0)
             job.returned(returned, buffers, message.opened_by)
 
     def home_gone(self, error: DomainsError) -> None:
@@ -187,7 +187,7 @@ class RelayedJob(Job[None]):
         self.buffers = buffers
         self.variables = message.variables
         self._answer = answer
-        self._opened_by: int | None = None  # the domain that has opened what it was given
+        self._opened_by: int | None = None  # as `raised` was told, for `fail`
 
     def _take_along(self, context: contextvars.Context) -> None:
         """The variables are its submitter's, not those of who hears of it here."""
@@ -196,19 +196,18 @@ class RelayedJob(Job[None]):
         super().handed_back()
         self._opened_by = None
 
-    def returned(self, message: JobReturned, buffers: Buffers, runner: int | None) -> None:
-        self._opened_by = runner if message.opened else None
-        self._answer(False, message.data, message.seconds, buffers, opened_by=self._opened_by)
+    def returned(self, message: JobReturned, buffers: Buffers, opened_by: int | None) -> None:
+        self._answer(False, message.data, message.seconds, buffers, opened_by=opened_by)
         self._end(Returned(None))
 
     def raised(
-        self, message: JobRaised, buffers: Buffers, runner: int | None, reason: BaseException | None = None
+        self, message: JobRaised, buffers: Buffers, opened_by: int | None, reason: BaseException | None = None
     ) -> None:
-        self._opened_by = runner if message.opened else None
         if self.retry is not None:
-            super().raised(message, buffers, runner, reason)  # only then it matters which failure it is
+            self._opened_by = opened_by
+            super().raised(message, buffers, opened_by, reason)  # only then it matters which failure it is
         else:
-            self._answer(True, message.data, message.seconds, buffers, opened_by=self._opened_by)
+            self._answer(True, message.data, message.seconds, buffers, opened_by=opened_by)
             self._end(_FAILED)
 
     def fail(self, error: BaseException) -> None:

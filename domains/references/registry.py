@@ -137,8 +137,8 @@ class References(Routes):
                 self._kept.add(hold)
                 found.arrived = False
 
-    def opened(self, holds: Iterable[int], by: int | None) -> None:
-        """The domain with this address, if it is known, has opened these pickles, and nobody will again.
+    def opened(self, holds: Iterable[int], by: int) -> None:
+        """The domain with this address has opened these pickles, and nobody will again.
 
         Their homes will say so: until then who opened them counts on what is held here.
         """
