@@ -87,6 +87,7 @@ class Cancelling:
         now = loop.time()
         busy_with, found = self._interrupts.busy_with
         in_fiber = busy_with == NOBODY and domain.was_ready
+        names_job = found in domain.jobs
         is_asked = False
         for ticket, request in self.requests.items():
             if request.is_heard:
@@ -94,11 +95,14 @@ class Cancelling:
             if in_fiber:
                 is_asked = True
                 asked_since = request.asked_since
-                if asked_since is None or found in domain.jobs:
+                if asked_since is None or names_job:
                     request.asked_since = now
-                # One that gives no answer may be stuck, but only in time: others may keep it from its core.
-                is_silent = asked_since is not None and now - asked_since >= self.grace_seconds
-                is_to_blame = asked_since is not None and (found == ticket or (found not in domain.jobs and is_silent))
+                if asked_since is None:
+                    is_to_blame = False
+                elif names_job:
+                    is_to_blame = found == ticket
+                else:  # it may be stuck, but only in time: others may keep it from its core
+                    is_to_blame = now - asked_since >= self.grace_seconds
             else:
                 request.asked_since = None
                 is_to_blame = busy_with == ticket
