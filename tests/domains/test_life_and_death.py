@@ -250,7 +250,6 @@ def test_a_domains_end_cancels_daemons_runs_exit_handlers_and_flushes(link, tmp_
 def test_what_jobs_left_behind_is_torn_down_as_a_domain_ends(link, tmp_path):  # S62
     (tmp_path / "left.py").write_text(
         """
-import asyncio
 import atexit
 import os
 

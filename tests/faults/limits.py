@@ -1,9 +1,13 @@
-"""Limits of a program under test: a file system of its own, capabilities, control groups; skipped where forbidden."""
+"""Limits of a program under test: a file system of its own, capabilities, descriptors, control groups.
+
+Skipped where they are forbidden.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import subprocess
 import time
@@ -32,6 +36,19 @@ def without_capabilities(*names: str) -> tuple[str, ...]:
     if shutil.which("setpriv") is None or subprocess.run([*prefix, "true"], capture_output=True).returncode:
         pytest.skip("capabilities cannot be dropped here")
     return prefix
+
+
+@contextlib.contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """This process can open nothing, for the length of a block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class Group:

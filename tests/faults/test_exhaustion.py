@@ -1,6 +1,5 @@
 """What runs out gives a clear error to the call that needed it; what already runs goes on."""
 
-import contextlib
 import os
 import resource
 import signal
@@ -16,7 +15,7 @@ from domains.ipc import frames
 from domains.pool.dispatch import Dispatcher
 from domains.pool.members import Members
 
-from .limits import without_capabilities
+from .limits import no_more_descriptors, without_capabilities
 from .program import Program
 
 
@@ -69,23 +68,11 @@ def test_no_more_descriptors_fails_the_start_of_a_domain_and_leaks_none(link, tm
         program.check_nothing_is_left()
 
 
-@contextlib.contextmanager
-def _no_more_descriptors():
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    first_free = os.open(os.devnull, os.O_RDONLY)
-    os.close(first_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def test_jobs_that_fail_as_they_are_submitted_belong_to_their_switch_all_the_same():
     async def main(env):
         async with ExecutorPool(env.domain_mgr, min_domains=0, max_domains=1) as pool:
             async with Switch() as sw:
-                with _no_more_descriptors():
+                with no_more_descriptors():
                     promises = [pool.submit_fork(sw, abs, -n, weight=1.0) for n in range(256)]
                 assert promises[-1].is_resolved
                 for promise in promises:
@@ -98,7 +85,7 @@ def test_jobs_that_fail_as_they_are_submitted_belong_to_their_switch_all_the_sam
 def test_a_pool_whose_domains_could_not_be_started_for_a_while_goes_on():
     async def main(env):
         async with ExecutorPool(env.domain_mgr, min_domains=0, max_domains=1) as pool:
-            with _no_more_descriptors(), pytest.raises(DomainUnavailable, match="Too many open files"):
+            with no_more_descriptors(), pytest.raises(DomainUnavailable, match="Too many open files"):
                 await pool.submit(_echo, 1, weight=1.0)
             return await pool.submit(_echo, 2, weight=1.0)
 
@@ -118,7 +105,7 @@ def test_a_job_of_a_retired_domain_that_waits_for_another_fails_if_no_domain_can
         async with ExecutorPool(env.domain_mgr, domain_count=1, max_jobs=1) as pool, Switch() as switch:
             job = pool.submit_fork(switch, _submit_another, pool, start, go_on, weight=1.0)
             await began
-            with _no_more_descriptors():
+            with no_more_descriptors():
                 resolver.resolve(None)
                 with pytest.raises(DomainUnavailable, match="Too many open files"):
                     await job
@@ -132,7 +119,7 @@ def test_a_map_whose_groups_fail_as_they_are_submitted_raises_why(ordered):
     async def main(env):
         async with ExecutorPool(env.domain_mgr, min_domains=0, max_domains=1) as pool:
             results = pool.map(abs, range(512), weight=1.0, buffer=512, chunk=1, ordered=ordered)
-            with _no_more_descriptors(), pytest.raises(DomainUnavailable, match="Too many open files"):
+            with no_more_descriptors(), pytest.raises(DomainUnavailable, match="Too many open files"):
                 await results
 
     domains.run(main)

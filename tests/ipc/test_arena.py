@@ -1,10 +1,8 @@
 """The arena: what lies where, who may read it for how long, and that nothing is left of it."""
 
-import contextlib
 import errno
 import gc
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -29,6 +27,7 @@ from domains.ipc.leases import CELLS, Cells, LeaseState, StaleLease, is_alive, t
 from domains.ipc.parts import Foreign, new_loan
 from domains.ipc.pickling import Pickling
 from domains.ipc.segments import Segment, has_memfd
+from tests.faults.limits import no_more_descriptors
 from tests.ipc.borrower import Borrower
 
 MB = 1 << 20
@@ -91,18 +90,6 @@ def lend(arena, buffer, link="link"):
     (descriptor,) = arena.lend([buffer], link)
     assert len(descriptor) == DESCRIPTOR_BYTES
     return descriptor
-
-
-@contextlib.contextmanager
-def no_descriptors_left():
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def wait_for_names_to_go(borrower):
@@ -326,7 +313,7 @@ def test_a_lease_is_opened_once(make_arena):
 def test_what_cannot_be_mapped_for_want_of_descriptors_says_so_and_is_given_back(make_arena):
     arena, other = make_arena(), make_arena()
     descriptor = lend(arena, arena.keep([bytes(MB)]))
-    with no_descriptors_left():
+    with no_more_descriptors():
         (lost,) = other.borrow([memoryview(descriptor)])
         other.keep_house()
     with pytest.raises(NotPicklable, match="Too many open files"):
@@ -338,7 +325,7 @@ def test_what_cannot_be_mapped_for_want_of_descriptors_says_so_and_is_given_back
 
 def test_a_borrower_that_cannot_be_looked_up_for_want_of_descriptors_counts_as_alive(arena, borrower):
     assert borrower.borrow(lend(arena, arena.keep([b"\x07" * MB]))) == "7"
-    with no_descriptors_left():
+    with no_more_descriptors():
         arena.link_gone("link")
     assert arena.statistics().leases == 1
     assert borrower("read") == "7"
@@ -349,7 +336,7 @@ def test_a_borrower_that_cannot_be_looked_up_for_want_of_descriptors_counts_as_a
 
 def test_a_process_that_could_not_read_when_it_was_born_counts_as_alive(monkeypatch):
     monkeypatch.setattr(leases, "_this_process", 0)
-    with no_descriptors_left():
+    with no_more_descriptors():
         process = this_process()
     assert process == this_process()
     assert is_alive(process)
@@ -718,7 +705,7 @@ def test_shared_memory_beyond_them_is_no_copy_but_an_error(make_arena, monkeypat
     shared = arena.allocate_shared(MB)
     received = other.borrow(map(memoryview, arena.lend([shared, shared, shared], "link")))
     assert [type(each) for each in received] == [memoryview, memoryview, LostBuffer]
-    with pytest.raises(NotPicklable, match="2 parts of arrays are lent already"):
+    with pytest.raises(NotPicklable, match="share it: 2 parts of arrays are lent already"):
         Pickling().loads(b"", received)
 
 

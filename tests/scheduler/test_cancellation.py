@@ -691,6 +691,15 @@ def test_an_operation_that_has_completed_beside_asyncios_timeout_leaves_no_cance
     run(main)
 
 
+async def cancel_as_an_item_comes(task: asyncio.Task[None], stream: Stream[int]) -> None:
+    """In the turn in which its take completes; the task then hears of it, whatever it waits for next."""
+    stream.add_nonblocking(1)
+    task.cancel()
+    with pytest.raises(CancelledError):
+        async with asyncio.timeout(10):
+            await task
+
+
 def test_a_foreign_cancel_that_waits_to_be_raised_again_is_no_old_one(run: Run) -> None:  # S7 S9 S30
     async def main() -> None:
         for scope in (CancelScope(), None):
@@ -709,11 +718,7 @@ def test_a_foreign_cancel_that_waits_to_be_raised_again_is_no_old_one(run: Run) 
 
             task = asyncio.ensure_future(plain())
             await turns()
-            stream.add_nonblocking(1)
-            task.cancel()
-            with pytest.raises(CancelledError):
-                async with asyncio.timeout(10):
-                    await task
+            await cancel_as_an_item_comes(task, stream)
             assert got == ([1, 2] if scope is None else [1])
 
     run(main)
@@ -750,11 +755,7 @@ def test_a_foreign_cancel_that_waits_in_a_protected_block_is_raised_after_it(run
         await turns()
         scope.cancel()
         await turns()
-        stream.add_nonblocking(1)
-        task.cancel()
-        with pytest.raises(CancelledError):
-            async with asyncio.timeout(10):
-                await task
+        await cancel_as_an_item_comes(task, stream)
         assert got == [1, 1]
 
     run(main)

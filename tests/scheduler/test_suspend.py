@@ -173,57 +173,38 @@ def test_a_wait_that_is_cancelled_while_it_begins_ends(run: Run) -> None:
     assert run(main) == ["withdrawn"]
 
 
+async def resume_as_the_first_is_cancelled(resumed: str) -> list[str]:
+    """Two fibers wait and are cancelled; as the first wait is withdrawn, one of them is completed."""
+    trace: list[str] = []
+    waits: dict[str, Suspension[str]] = {}
+
+    async def wait(kind: str) -> None:
+        def begin(suspension: Suspension[str]) -> Callable[[Suspension[str]], object]:
+            waits[kind] = suspension
+            return lambda _: kind != "first" or waits[resumed].resume("resumed")
+
+        try:
+            trace.append(await suspend(begin, "test"))
+            async with asyncio.timeout(10):
+                await asyncio.get_running_loop().create_future()
+        finally:
+            trace.append(f"{kind} ends")
+
+    async with Switch() as switch:
+        switch.fork(wait, "first")
+        switch.fork(wait, "second")
+        await fiber.yield_now()
+        switch.cancel()
+    return trace
+
+
 def test_a_signal_handler_that_comes_between_two_steps_of_cancelling_wins(run: Run) -> None:  # S52
     """The rest of what is cancelled hears of it all the same, and who was resumed as soon as it waits again."""
-
-    async def main() -> list[str]:
-        trace: list[str] = []
-
-        async def wait(kind: str) -> None:
-            def begin(suspension: Suspension[str]) -> Callable[[Suspension[str]], object]:
-                return lambda _: kind != "first" or suspension.resume("resumed")
-
-            try:
-                trace.append(await suspend(begin, "test"))
-                await asyncio.get_running_loop().create_future()
-            finally:
-                trace.append(f"{kind} ends")
-
-        async with Switch() as switch:
-            switch.fork(wait, "first")
-            switch.fork(wait, "second")
-            await fiber.yield_now()
-            switch.cancel()
-        return trace
-
-    assert run(main) == ["resumed", "second ends", "first ends"]
+    assert run(lambda: resume_as_the_first_is_cancelled("first")) == ["resumed", "second ends", "first ends"]
 
 
 def test_who_is_resumed_while_others_are_cancelled_hears_as_soon_as_it_waits_again(run: Run) -> None:  # S9 S52
-    async def main() -> list[str]:
-        trace: list[str] = []
-        waits: dict[str, Suspension[str]] = {}
-
-        async def wait(kind: str) -> None:
-            def begin(suspension: Suspension[str]) -> Callable[[Suspension[str]], object]:
-                waits[kind] = suspension
-                return lambda _: kind != "first" or waits["second"].resume("resumed")
-
-            try:
-                trace.append(await suspend(begin, "test"))
-                async with asyncio.timeout(10):
-                    await asyncio.get_running_loop().create_future()
-            finally:
-                trace.append(f"{kind} ends")
-
-        async with Switch() as switch:
-            switch.fork(wait, "first")
-            switch.fork(wait, "second")
-            await fiber.yield_now()
-            switch.cancel()
-        return trace
-
-    assert run(main) == ["resumed", "first ends", "second ends"]
+    assert run(lambda: resume_as_the_first_is_cancelled("second")) == ["resumed", "first ends", "second ends"]
 
 
 def test_a_signal_handler_that_comes_between_two_steps_of_resuming_wins(run: Run) -> None:  # S52
