@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from domains.errors import ConnectionLost
 from domains.ipc.frames import MOST_BUFFERS, byte_view
+from domains.ipc.vigil import Vigil
 
 __all__ = ["Buffer", "Carrier", "Codec", "Link", "Receiver", "wait_for"]
 
@@ -103,6 +104,7 @@ class Link(ABC):
         """To be set, if at all, before anything is sent."""
         self._codec = codec
         self._receiver: Receiver | None = None
+        self._vigil = Vigil()
         self._batch: list[Any] = []
         self._batch_buffers: list[Buffer] = []
         self._batch_bytes = 0
@@ -202,6 +204,11 @@ class Link(ABC):
             return
         if self.pending_bytes > HIGH_WATER_BYTES:
             self.is_congested = True
+
+    def expect_soon(self) -> None:
+        """What was sent is likely to be answered at once, and this process has nothing else to do meanwhile."""
+        if self.state is _OPEN:
+            self._vigil.begin(self._loop)
 
     def when_writable(self, callback: Callable[[], object]) -> Callable[[], None]:
         """Call this once, when the link is no longer congested, or gone; returns what withdraws it.
@@ -312,6 +319,8 @@ class Link(ABC):
 
     def _received(self, envelope: bytes, buffers: list[memoryview]) -> None:
         """A frame has arrived whole."""
+        if self._vigil.awaited_since is not None:
+            self._vigil.end()
         if not envelope:
             if self.state is LinkState.OPEN:
                 self._say_goodbye(LinkState.LEAVING)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from domains.cores import recommended_domain_count
 from domains.domain import CANCELLING_SECONDS, FINISHING_SECONDS
 from domains.errors import Cancelled, Closed, DomainDied, DomainsError, copy_of
 from domains.job import Job, JobState
@@ -83,6 +84,8 @@ class Dispatcher:
         self._sent_priority = 0
         self._idle: dict[Member, None] = {}
         """Domains that have answered their last job; some have got others since."""
+        self._has_cores = recommended_domain_count() > 1
+        """Whether a domain and this process can run at the same time."""
         self._members = Members(manager, options, self)
 
     @property
@@ -126,6 +129,8 @@ class Dispatcher:
         try:
             is_last = self._assign(job, member)
             self._send(member, at_once=True)
+            if self._unfinished == 1 and self._has_cores:
+                handle.link.expect_soon()
         finally:
             self._is_dealing = False
         if is_last:

@@ -15,6 +15,8 @@ import pytest
 
 import domains
 from domains import ExecutorPool, Switch, fiber
+from domains.ipc.link import Link
+from domains.pool import dispatch
 
 
 def run(main, link):
@@ -76,6 +78,33 @@ def test_a_job_goes_to_an_idle_domain_at_once_and_others_wait_for_the_turn(link)
             return [await promise for promise in promises]
 
     assert run(main, link) == [0, 1, 4]
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_loop_may_stay_awake_for_the_only_job_unless_it_would_take_its_core(link, cores, monkeypatch):
+    expected = []
+    expect_soon = Link.expect_soon
+
+    def recorded(link):
+        expected.append(link)
+        expect_soon(link)
+
+    monkeypatch.setattr(Link, "expect_soon", recorded)
+    monkeypatch.setattr(dispatch, "recommended_domain_count", lambda: cores)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=2) as pool, Switch() as switch:
+            for _ in range(2):
+                await pool.submit(square, 1, weight=1.0)
+            for number in range(20):  # of these, the first goes to a domain that has nothing to do
+                assert await pool.submit(square, number, weight=1.0) == number * number
+            before = len(expected)
+            for promise in [pool.submit_fork(switch, square, number, weight=1.0) for number in range(20)]:
+                await promise
+            return before, len(expected)
+
+    before, after = run(main, link)
+    assert (before >= 20, after - before) == ((True, 1) if cores > 1 else (False, 0))
 
 
 def test_many_submissions_in_one_turn_begin_before_it_is_over(link):

@@ -84,6 +84,23 @@ def what_is_opened_has_a_high_number():
 # Messages
 
 
+def test_what_arrives_first_is_what_was_expected_soon(run):
+    async def main(kind):
+        one, first, other, second = kind.started_pair()
+        for number in range(3):
+            one.send("question")
+            one.expect_soon()
+            assert one._vigil.awaited_since is not None
+            other.send("answer")
+            await first.heard(number + 1)
+            assert one._vigil.awaited_since is None
+        await close_both(one, first, other, second)
+        one.expect_soon()
+        assert one._vigil.awaited_since is None  # nothing will come
+
+    run(main)
+
+
 def test_a_link_with_high_descriptors_can_be_waited_for_without_the_loop(run):
     async def main(kind):
         with what_is_opened_has_a_high_number():
