@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -136,7 +137,7 @@ class ZeroMQKind(LinkKind):
 
     def clear(self) -> None:
         if self._is_made:
-            import shutil  # slow to import, like `tempfile`
+            import shutil  # slow to import, and only needed here
 
             shutil.rmtree(self._choose_directory(), ignore_errors=True)
         self._path = None
@@ -173,13 +174,25 @@ class ZeroMQKind(LinkKind):
 
     def _choose_directory(self) -> str:
         if self._path is None:
-            import tempfile  # slow to import, and most programs do not need it
-
             name = f"domains-{os.getpid()}-{os.urandom(8).hex()}"
-            self._path = os.path.join(tempfile.gettempdir(), name)
+            self._path = os.path.join(_temporary_directory(), name)
             if len(os.fsencode(self._path)) > _LONGEST_DIRECTORY:
                 self._path = os.path.join("/tmp", name)
         return self._path
+
+
+def _temporary_directory() -> str:
+    """Where `tempfile` makes its files.
+
+    `tempfile.gettempdir` would try with a file whether one may write there, and leave it behind if it is killed then.
+    """
+    chosen: str | bytes | None = getattr(sys.modules.get("tempfile"), "tempdir", None)
+    if chosen is not None:
+        return os.path.abspath(os.fsdecode(chosen))
+    for place in (*map(os.environ.get, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp", "/usr/tmp"):
+        if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
+            return os.path.abspath(place)
+    return os.getcwd()
 
 
 _KINDS: dict[str, Callable[[], LinkKind]] = {"socketpair": SocketPairKind, "zmq": ZeroMQKind}

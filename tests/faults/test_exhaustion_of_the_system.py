@@ -43,7 +43,6 @@ def test_a_full_disk_fails_the_start_of_a_domain_over_zeromq_and_no_other(tmp_pa
 @pytest.mark.parametrize("free", [0, 1], ids=["nothing", "the directory alone"])
 def test_a_disk_that_is_full_from_the_start_fails_what_needs_it_and_nothing_else(link, tmp_path, free):
     source = """
-    import tempfile
     async def use(resolver):
         resolver.resolve("by way of the parent")
 
@@ -63,7 +62,6 @@ def test_a_disk_that_is_full_from_the_start_fails_what_needs_it_and_nothing_else
     async def make():
         return Promise.create()
 
-    tempfile.gettempdir()  # which would look for another, were there no room at all
     if sys.argv[2] == "0":
         open(os.environ["TMPDIR"] + "/the last one", "w").close()
     domains.run(main, link=LINK)
