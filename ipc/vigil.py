@@ -76,9 +76,10 @@ class Vigil:
             self._count += 1
             is_faster = self._awake.seconds < _GAIN * asleep.seconds
             self._is_kept = is_faster is (self._count % _ASIDE != 0)
-            self._limit_seconds = min(SOON_SECONDS, _PATIENCE * self._awake.seconds or SOON_SECONDS)
-            if self._is_kept and not self.is_turning:
-                self._turn_soon(loop)
+            if self._is_kept:
+                self._limit_seconds = min(SOON_SECONDS, _PATIENCE * self._awake.seconds or SOON_SECONDS)
+                if not self.is_turning:
+                    self._turn_soon(loop)
 
     def end(self) -> None:
         """It has come."""

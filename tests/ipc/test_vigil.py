@@ -42,29 +42,20 @@ def run(request):
         yield runner.run
 
 
-def test_a_loop_stays_awake_where_waking_takes_long(run):
+@pytest.mark.parametrize(
+    ("before", "asleep", "awake", "kept"),
+    [
+        pytest.param(32, LONG, SHORT, 630, id="waking takes long"),
+        pytest.param(64, SHORT, LONG, 10, id="it takes longer"),
+        pytest.param(64, SHORT, SHORT, 10, id="it takes as long"),
+        pytest.param(0, 2 * SOON_SECONDS, 0.0, 0, id="answers take long"),
+    ],
+)
+def test_a_loop_stays_awake_only_where_that_is_faster(run, before, asleep, awake, kept):
     async def main():
         awaited = Awaited()
-        await awaited.come(32, asleep=LONG, awake=SHORT)
-        assert await awaited.come(640, asleep=LONG, awake=SHORT) == 630
-
-    run(main())
-
-
-def test_a_loop_sleeps_where_staying_awake_gains_nothing(run):
-    async def main():
-        for awake in (LONG, SHORT):
-            awaited = Awaited()
-            await awaited.come(64, asleep=SHORT, awake=awake)
-            assert await awaited.come(640, asleep=SHORT, awake=awake) == 10
-
-    run(main())
-
-
-def test_a_loop_sleeps_where_answers_take_long(run):
-    async def main():
-        awaited = Awaited()
-        assert await awaited.come(640, asleep=2 * SOON_SECONDS, awake=0.0) == 0
+        await awaited.come(before, asleep=asleep, awake=awake)
+        assert await awaited.come(640, asleep=asleep, awake=awake) == kept
 
     run(main())
 
