@@ -15,6 +15,7 @@ import pytest
 
 import domains
 from domains import ExecutorPool, Switch, fiber
+from domains.ipc import vigil
 from domains.ipc.link import Link
 from domains.pool import dispatch
 
@@ -80,8 +81,9 @@ def test_a_job_goes_to_an_idle_domain_at_once_and_others_wait_for_the_turn(link)
     assert run(main, link) == [0, 1, 4]
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-def test_a_loop_may_stay_awake_for_the_only_job_unless_it_would_take_its_core(link, cores, monkeypatch):
+@pytest.fixture
+def expected(monkeypatch):
+    """The links on which an answer was expected soon, each as often as it was."""
     expected = []
     expect_soon = Link.expect_soon
 
@@ -90,6 +92,11 @@ def test_a_loop_may_stay_awake_for_the_only_job_unless_it_would_take_its_core(li
         expect_soon(link)
 
     monkeypatch.setattr(Link, "expect_soon", recorded)
+    return expected
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_loop_may_stay_awake_for_the_only_job_unless_it_would_take_its_core(link, cores, expected, monkeypatch):
     monkeypatch.setattr(dispatch, "recommended_domain_count", lambda: cores)
 
     async def main(env):
@@ -105,6 +112,30 @@ def test_a_loop_may_stay_awake_for_the_only_job_unless_it_would_take_its_core(li
 
     before, after = run(main, link)
     assert (before >= 20, after - before) == ((True, 1) if cores > 1 else (False, 0))
+
+
+def test_what_is_awaited_awake_and_dies_or_is_cancelled_ends_as_ever(link, expected, monkeypatch):
+    monkeypatch.setattr(vigil, "SOON_SECONDS", math.inf)  # however slow this machine is, and whatever is faster
+    monkeypatch.setattr(vigil, "_GAIN", math.inf)
+    monkeypatch.setattr(vigil, "_PATIENCE", math.inf)
+    monkeypatch.setattr(dispatch, "recommended_domain_count", lambda: 2)
+
+    async def main(env):
+        async with ExecutorPool(env.domain_mgr, domain_count=1) as pool:
+            for _ in range(2):
+                for number in range(40):
+                    assert await pool.submit(square, number, weight=1.0) == number * number
+                async with Switch() as switch:
+                    waiting = pool.submit_fork(switch, asyncio.sleep, 1000, weight=1.0)
+                    assert expected[-1]._vigil.is_turning
+                    await fiber.yield_now()
+                    switch.cancel()
+                with pytest.raises(domains.Cancelled):
+                    await waiting
+                with pytest.raises(domains.DomainDied):
+                    await pool.submit(os._exit, 3, weight=1.0)
+
+    run(main, link)
 
 
 def test_many_submissions_in_one_turn_begin_before_it_is_over(link):
