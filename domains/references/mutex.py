@@ -341,7 +341,7 @@ class MutexReference(RemoteObject, Mutex):
         )
 
     def _take(self, fiber: Fiber, writes: bool, *, ahead: bool) -> bool:
-        word = self._word or self._find_word()
+        word = self._find_word()
         note = _WRITES if writes else 0
         if word is None or not word.try_lock(note, ahead=ahead):
             return False
