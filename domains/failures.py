@@ -15,10 +15,12 @@ from typing import Any
 
 import msgspec
 
-from domains.errors import NotPicklable
+from domains.errors import DomainDied, NotPicklable
+from domains.identity import current as current_domain
 from domains.ipc.pickling import Payload, Pickling
 from domains.ipc.unpicklable import describe
 from domains.plain_text import plain_text
+from domains.scheduler.signals import ends_at_once
 
 # Of BaseException itself: a user's class may refuse its attributes to be set, as a frozen dataclass does, or read.
 _CAUSE: Any = vars(BaseException)["__cause__"]
@@ -66,7 +68,12 @@ _decoder = msgspec.msgpack.Decoder(_PackedFailure)
 
 
 def pack_failure(error: BaseException, pickling: Pickling, where: str) -> Payload:
-    """Pack an exception and its chain; never raises. `where` names the job and the domain."""
+    """Pack an exception and its chain; never raises. `where` names the job and the domain.
+
+    A process that is told to end at once by a signal tells of its death instead: nobody else was told.
+    """
+    if ends_at_once():
+        error = DomainDied(current_domain().name, what="as it was told to end at once")
     where = plain_text(where)
     text = _format(error)
     exceptions: list[_PackedException] = []

@@ -51,6 +51,7 @@ from domains.protocol import (
 )
 from domains.scheduler import fiber
 from domains.scheduler.context import Context
+from domains.scheduler.signals import ends_at_once
 from domains.scheduler.switch import Switch
 from domains.variables import unpack_variables
 
@@ -396,6 +397,10 @@ class JobRunner:
         self._tell(JobReturned(message.job, payload.data, seconds, len(payload.buffers), opened), payload.buffers)
 
     def _answer_raised(self, job: int, error: BaseException, seconds: float, what: str) -> None:
+        if ends_at_once():  # this domain, that is: the job's caller was told nothing, and hears of a death
+            self._link.flush()
+            self._link.abort(ConnectionLost("this domain was told to end at once"))
+            return
         domain = current()
         where = f"{what} in domain {domain.name!r} (process {domain.pid})"
         payload = pack_failure(error, self._pickling, where)

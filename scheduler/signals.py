@@ -14,12 +14,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from domains.scheduler.dump import dump_to_stderr
 from domains.scheduler.switch import Switch
 
-__all__ = ["Interruption", "signals_handled", "waking_on_signals"]
+__all__ = ["Interruption", "ends_at_once", "signals_handled", "waking_on_signals"]
 
 _Reporter = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 
@@ -96,15 +96,16 @@ def signals_handled(interruption: Interruption, handle: bool, dump_on_signal: in
     changed: list[tuple[int, Any, Any]] = []
 
     def restore() -> None:
-        if restore in _restorers:  # not in a child that was forked meanwhile
-            _restorers.remove(restore)
+        if run in _runs:  # not in a child that was forked meanwhile
+            _runs.remove(run)
         # That of Ctrl-C comes back last: until then one that comes does not keep the others from it.
         for number, before, handler in changed:
             if signal.getsignal(number) == handler:
                 signal.signal(number, before)
 
+    run = _Run(interruption, restore)
     try:
-        _restorers.append(restore)
+        _runs.append(run)
         for number, before, handler in wanted:
             if signal.getsignal(number) == before:
                 changed.append((number, before, handler))
@@ -117,8 +118,20 @@ def signals_handled(interruption: Interruption, handle: bool, dump_on_signal: in
             restore()  # what is left, where a second signal has cut it short
 
 
-_restorers: list[Callable[[], None]] = []
-"""Of the runs that handle signals, from the outermost to the innermost."""
+class _Run(NamedTuple):
+    """One that handles signals."""
+
+    interruption: Interruption
+    restore: Callable[[], None]
+
+
+_runs: list[_Run] = []
+"""From the outermost to the innermost."""
+
+
+def ends_at_once() -> bool:
+    """Whether a second signal has come: what is raised from now on may be raised by that, and be nobody's failure."""
+    return any(run.interruption.is_immediate for run in _runs)
 
 
 _before_fork = threading.local()
@@ -126,7 +139,7 @@ _before_fork = threading.local()
 
 def _hold_signals() -> None:
     """Until the child has handlers of its own, in which a signal that comes at once would be lost."""
-    if _restorers:
+    if _runs:
         _before_fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
@@ -137,10 +150,10 @@ def _let_signals_come() -> None:
 
 def _begin_as_child() -> None:
     """A signal is the forked child's own, as if nothing ran, and does not wake its parent's loop."""
-    if _restorers:
+    if _runs:
         signal.set_wakeup_fd(-1)
-    while _restorers:
-        _restorers.pop()()
+    while _runs:
+        _runs.pop().restore()
     _let_signals_come()
 
 
