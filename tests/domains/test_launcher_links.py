@@ -34,7 +34,7 @@ def test_after_it_was_removed_another_directory_is_used():
     kind.close()
 
 
-def test_no_other_file_is_made_to_find_the_place_for_it(tmp_path):
+def test_no_other_file_is_made_to_find_the_place_for_it():
     """Of which nobody knows that it must be removed if this process is killed."""
     program = """
 import os, sys
