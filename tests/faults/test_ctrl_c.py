@@ -146,7 +146,7 @@ def test_a_second_ctrl_c_ends_a_program_that_does_not_unwind(link, tmp_path):
                 await fiber.await_cancel()
             finally:
                 say("again")
-                spin()
+                spin_by_calls()
 
     domains.run(main, link=LINK)
     """
@@ -181,7 +181,7 @@ _WAITING_THREAD = """
                 await fiber.await_cancel()
             finally:
                 say("again")
-                spin()
+                spin_by_calls()
 """
 
 
